@@ -1,0 +1,232 @@
+//! Neighbour discovery (RFC 4861): our addresses are answered for, and the router advertises itself.
+//!
+//! - *Neighbour solicitations* for our addresses get an advertisement. One from the unspecified address is a probe
+//!   for a duplicate (RFC 4862, section 5.4): it is answered to all nodes if the address is ours, and otherwise left
+//!   alone, or the guest could not take any address.
+//! - *Router solicitations* get an advertisement at once: the prefix (with the autonomous flag where SLAAC is possible),
+//!   the MTU, our Ethernet address and the DNS address (RFC 8106). From then on it is repeated to all nodes, long
+//!   before it is forgotten: a host does not ask again when a router's lifetime ends.
+//! - What comes with a hop limit below 255 has passed a router and is dropped (RFC 4861, section 6.1).
+
+use core::net::{IpAddr, Ipv6Addr};
+
+use smoltcp::time::Duration;
+use smoltcp::wire::{
+    EthernetAddress, Icmpv6Packet, NdiscNeighborFlags, NdiscPrefixInfoFlags,
+    NdiscPrefixInformation, NdiscRepr, NdiscRouterFlags, RawHardwareAddress,
+};
+
+use crate::config::{MacAddr, Net6};
+use crate::context::Context;
+use crate::counters::Counter;
+use crate::op::{LeaseId, Offload, Op};
+use crate::packet::build::{HOP_LIMIT, IpHeader};
+use crate::packet::{Packet, protocol};
+use crate::services::is_own_address;
+use crate::time::Instant;
+
+/// The hop limit that shows that a message was sent on this link.
+const HOP_LIMIT_ON_LINK: u8 = 255;
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+const ALL_NODES_MAC: MacAddr = MacAddr([0x33, 0x33, 0, 0, 0, 1]);
+/// How long a guest takes us for a router without hearing of us (RFC 4861, section 6.2.1: at most 9,000 s).
+const ROUTER_LIFETIME: Duration = Duration::from_secs(9_000);
+/// How often it hears of us (RFC 4861, section 6.2.1: at most 1,800 s).
+const ADVERTISEMENT_INTERVAL: core::time::Duration = core::time::Duration::from_secs(1_800);
+/// Prefix and DNS lifetimes: infinite, there is nothing to renumber to.
+const INFINITE: u32 = u32::MAX;
+/// Option type and length in units of 8 bytes, for one address (RFC 8106, section 5.1).
+const RDNSS: [u8; 2] = [25, 3];
+const RDNSS_BYTES: usize = 24;
+
+/// Router and neighbour messages, and multicast listener reports, which nobody here needs.
+pub(crate) fn is_ndp(packet: &Packet, bytes: &[u8]) -> bool {
+    matches!(bytes.get(packet.payload_start as usize), Some(130..=137 | 143))
+}
+
+/// When the router advertises itself unasked.
+#[derive(Default)]
+pub(crate) struct Advertiser {
+    /// None: nobody has asked yet.
+    next: Option<Instant>,
+}
+
+impl Advertiser {
+    /// Advertises the router if it is time to.
+    pub(crate) fn on_tick(&mut self, ctx: &mut Context<'_>) {
+        let (Some(net), Some(next)) = (ctx.config.net6, self.next) else { return };
+        if next <= ctx.now {
+            self.next = Some(ctx.now + ADVERTISEMENT_INTERVAL);
+            ctx.count(Counter::RouterAdvertisements);
+            advertise_router(ctx, &net, ALL_NODES, ALL_NODES_MAC);
+        }
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.next
+    }
+}
+
+pub(crate) fn on_message(
+    advertiser: &mut Advertiser,
+    ctx: &mut Context<'_>,
+    packet: &Packet,
+    lease: LeaseId,
+    bytes: &mut [u8],
+) {
+    let is_listener_report = matches!(bytes[packet.payload_start as usize], 130..=132 | 143);
+    if is_listener_report {
+        return ctx.drop_frame(lease, Counter::ResolutionHeard);
+    }
+    let Some(net) = ctx.config.net6 else {
+        return ctx.drop_frame(lease, Counter::DropFamily);
+    };
+    let outcome = on_discovery(advertiser, ctx, &net, packet, &bytes[packet.payload()]);
+    ctx.count(outcome);
+    ctx.op(Op::Release { lease });
+}
+
+/// Acts on a message; what came of it.
+fn on_discovery(
+    advertiser: &mut Advertiser,
+    ctx: &mut Context<'_>,
+    net: &Net6,
+    packet: &Packet,
+    message: &[u8],
+) -> Counter {
+    let (IpAddr::V6(from), true) = (packet.source, packet.hop_limit == HOP_LIMIT_ON_LINK) else {
+        return Counter::DropMalformed;
+    };
+    let Ok(icmp) = Icmpv6Packet::new_checked(message) else { return Counter::DropMalformed };
+    let Ok(ndisc) = NdiscRepr::parse(&icmp) else { return Counter::DropMalformed };
+    if icmp.msg_code() != 0 {
+        return Counter::DropMalformed;
+    }
+    match ndisc {
+        NdiscRepr::NeighborSolicit { target_addr, lladdr } => {
+            if target_addr.is_multicast() {
+                return Counter::DropMalformed;
+            }
+            learn(ctx, from, lladdr);
+            if !is_own_address(ctx.config, IpAddr::V6(target_addr)) {
+                return Counter::ResolutionHeard;
+            }
+            advertise_neighbor(ctx, packet, from, target_addr);
+            Counter::NdpAnswered
+        }
+        NdiscRepr::NeighborAdvert { target_addr, lladdr, .. } => {
+            if !is_own_address(ctx.config, IpAddr::V6(target_addr)) {
+                learn(ctx, target_addr, lladdr);
+            }
+            Counter::ResolutionHeard
+        }
+        NdiscRepr::RouterSolicit { lladdr } => {
+            learn(ctx, from, lladdr);
+            if !ctx.config.services.router_advertisements {
+                return Counter::ResolutionHeard;
+            }
+            advertiser.next = Some(ctx.now + ADVERTISEMENT_INTERVAL);
+            // RFC 4861, section 6.2.6: to the one who asked, or to all where that has no address yet.
+            if from.is_unspecified() {
+                advertise_router(ctx, net, ALL_NODES, ALL_NODES_MAC);
+            } else {
+                advertise_router(ctx, net, from, packet.source_mac);
+            }
+            Counter::RouterAdvertisements
+        }
+        NdiscRepr::RouterAdvert { .. } | NdiscRepr::Redirect { .. } => Counter::ResolutionHeard,
+    }
+}
+
+fn learn(ctx: &mut Context<'_>, ip: Ipv6Addr, mac: Option<RawHardwareAddress>) {
+    if let Some(mac) = mac.and_then(|mac| mac.as_bytes().first_chunk::<6>().copied()) {
+        ctx.neighbors.learn(IpAddr::V6(ip), MacAddr(mac));
+    }
+}
+
+fn advertise_neighbor(ctx: &mut Context<'_>, packet: &Packet, from: Ipv6Addr, target: Ipv6Addr) {
+    let router = NdiscNeighborFlags::ROUTER | NdiscNeighborFlags::OVERRIDE;
+    let advert = |flags| NdiscRepr::NeighborAdvert {
+        flags,
+        target_addr: target,
+        lladdr: Some(EthernetAddress(ctx.config.host_mac.0).into()),
+    };
+    if from.is_unspecified() {
+        // RFC 4861, section 7.2.4: to all nodes, and not solicited.
+        let advert = advert(router);
+        send(ctx, target, ALL_NODES, ALL_NODES_MAC, &advert, None);
+    } else {
+        let advert = advert(router | NdiscNeighborFlags::SOLICITED);
+        send(ctx, target, from, packet.source_mac, &advert, None);
+    }
+}
+
+fn advertise_router(ctx: &mut Context<'_>, net: &Net6, to: Ipv6Addr, mac: MacAddr) {
+    let mut flags = NdiscPrefixInfoFlags::ON_LINK;
+    // RFC 4862, section 5.5.3 d: prefix and interface identifier make 128 bits.
+    if net.prefix == 64 {
+        flags |= NdiscPrefixInfoFlags::ADDRCONF;
+    }
+    let mask = u128::MAX.checked_shl(128 - u32::from(net.prefix.min(128))).unwrap_or(0);
+    let advert = NdiscRepr::RouterAdvert {
+        hop_limit: HOP_LIMIT,
+        // M and O: DHCPv6 has the address, and DNS (RFC 4861, section 4.2).
+        flags: if ctx.config.services.dhcp6 {
+            NdiscRouterFlags::MANAGED | NdiscRouterFlags::OTHER
+        } else {
+            NdiscRouterFlags::empty()
+        },
+        router_lifetime: ROUTER_LIFETIME,
+        reachable_time: Duration::ZERO,
+        retrans_time: Duration::ZERO,
+        lladdr: Some(EthernetAddress(ctx.config.host_mac.0).into()),
+        mtu: Some(u32::from(ctx.config.mtu)),
+        prefix_info: Some(NdiscPrefixInformation {
+            prefix_len: net.prefix,
+            flags,
+            valid_lifetime: Duration::from_secs(u64::from(INFINITE)),
+            preferred_lifetime: Duration::from_secs(u64::from(INFINITE)),
+            prefix: Ipv6Addr::from_bits(net.gateway.to_bits() & mask),
+        }),
+    };
+    // A router advertises from its link-local address (RFC 4861, section 4.2).
+    send(ctx, ctx.config.host_mac.link_local(), to, mac, &advert, net.dns);
+}
+
+/// Sends a message, with an RDNSS option behind it if there is a `dns`.
+fn send(
+    ctx: &mut Context<'_>,
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+    destination_mac: MacAddr,
+    message: &NdiscRepr<'_>,
+    dns: Option<Ipv6Addr>,
+) {
+    let ip = IpHeader {
+        source_mac: ctx.config.host_mac,
+        destination_mac,
+        source: source.into(),
+        destination: destination.into(),
+        protocol: protocol::ICMPV6,
+        tos: 0,
+        hop_limit: HOP_LIMIT_ON_LINK,
+    };
+    let option_at = message.buffer_len();
+    let len = option_at + if dns.is_some() { RDNSS_BYTES } else { 0 };
+    ctx.emit(ip.bytes() + len, Offload::default(), |frame| {
+        ip.write(frame, len);
+        let payload = &mut frame[ip.bytes()..];
+        payload.fill(0);
+        let mut icmp = Icmpv6Packet::new_unchecked(&mut payload[..option_at]);
+        message.emit(&mut icmp);
+        if let Some(dns) = dns {
+            let option = &mut payload[option_at..];
+            option[0..2].copy_from_slice(&RDNSS);
+            option[4..8].copy_from_slice(&INFINITE.to_be_bytes());
+            option[8..24].copy_from_slice(&dns.octets());
+        }
+        payload[2..4].fill(0);
+        let sum = ip.pseudo_header(len).bytes(payload).checksum();
+        payload[2..4].copy_from_slice(&sum.to_be_bytes());
+    });
+}

@@ -1,0 +1,486 @@
+//! One worker's share of the guest's flows: takes inputs, composes the protocol modules, hands out ops.
+
+use alloc::sync::Arc;
+use core::net::{IpAddr, SocketAddr};
+
+use crate::config::Config;
+use crate::context::Context;
+use crate::counters::{Counter, Counters};
+use crate::dns::Dns;
+use crate::flows::FlowInfo;
+use crate::neighbors::Neighbors;
+use crate::op::{
+    Checksum, CloseHow, ForwardId, Gso, Input, LeaseId, Offload, Op, Outbox, SocketId, Span,
+};
+use crate::packet::error::Bucket;
+use crate::packet::{self, EtherType, Packet, checksum, protocol};
+use crate::ping::Ping;
+use crate::reassembly::Reassembly;
+use crate::rules::{Protocol, Rules};
+use crate::services;
+use crate::sockets::{Owner, Sockets};
+use crate::tcp::Tcp;
+use crate::time::Instant;
+use crate::udp::{GuestDatagram, Udp};
+
+/// Why a shard wants to be called back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// A TCP timer.
+    Tcp,
+    /// A UDP mapping's idle time.
+    Udp,
+    /// A ping mapping's idle time.
+    Ping,
+    /// A datagram's fragments.
+    Reassembly,
+    /// A resolver that does not answer.
+    Dns,
+    /// A router advertisement that is due.
+    Router,
+}
+
+/// No room for another listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableFull;
+
+/// A listening socket that the driver has opened for a forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Listener {
+    pub(crate) socket: SocketId,
+    pub(crate) forward: ForwardId,
+    pub(crate) protocol: Protocol,
+    pub(crate) local: SocketAddr,
+}
+
+/// The engine. See the [crate documentation](crate) for how it is driven.
+pub struct Shard {
+    config: Config,
+    rules: Arc<Rules>,
+    counters: Counters,
+    sockets: Sockets,
+    neighbors: Neighbors,
+    errors: Bucket,
+    listeners: alloc::vec::Vec<Option<Listener>>,
+    tcp: Tcp,
+    udp: Udp,
+    ping: Ping,
+    reassembly: Reassembly,
+    dns: Dns,
+    advertiser: services::ndp::Advertiser,
+}
+
+/// Splits the shard into the context and one of its modules.
+macro_rules! context {
+    ($shard:ident, $now:expr, $out:expr) => {
+        Context {
+            now: $now,
+            config: &$shard.config,
+            rules: &$shard.rules,
+            counters: &mut $shard.counters,
+            sockets: &mut $shard.sockets,
+            neighbors: &mut $shard.neighbors,
+            errors: &mut $shard.errors,
+            out: $out,
+        }
+    };
+}
+
+impl Shard {
+    /// A shard with empty tables. All memory that it will ever need is set aside here.
+    pub fn new(config: Config, rules: Arc<Rules>) -> Self {
+        Self {
+            sockets: Sockets::new(config.limits.sockets),
+            neighbors: Neighbors::new(config.guest_mac),
+            errors: Bucket::new(),
+            listeners: alloc::vec::Vec::new(),
+            tcp: Tcp::new(&config),
+            udp: Udp::new(&config),
+            ping: Ping::new(&config),
+            reassembly: Reassembly::new(&config),
+            dns: Dns::new(&config),
+            advertiser: services::ndp::Advertiser::default(),
+            counters: Counters::default(),
+            rules,
+            config,
+        }
+    }
+
+    /// Takes one input. The ops it causes go to `out`; what can wait for the end of the turn waits for
+    /// [`Shard::flush`].
+    pub fn handle(&mut self, now: Instant, input: Input<'_>, out: &mut dyn Outbox) {
+        match input {
+            Input::Frame { lease, bytes, offload } => {
+                self.on_frame(now, lease, bytes, offload, out);
+            }
+            Input::Tick => self.on_tick(now, out),
+            Input::Connected { socket }
+            | Input::Spliced { socket }
+            | Input::SpliceEnded { socket, .. }
+            | Input::Sent { socket, .. }
+            | Input::Readable { socket }
+            | Input::Peeked { socket, .. }
+            | Input::PeekEmpty { socket }
+            | Input::PeekEnd { socket }
+            | Input::Opened { socket, .. }
+            | Input::Datagram { socket, .. }
+            | Input::DatagramError { socket, .. }
+            | Input::Failed { socket, .. }
+            | Input::Accepted { listener: socket, .. } => {
+                self.on_socket(now, socket, input, out);
+            }
+        }
+    }
+
+    /// The end of a turn: what was put together over its inputs goes out.
+    pub fn flush(&mut self, now: Instant, out: &mut dyn Outbox) {
+        let mut ctx = context!(self, now, out);
+        self.tcp.flush(&mut ctx);
+    }
+
+    /// When to call with [`Input::Tick`] at the latest, and for whom.
+    pub fn next_deadline(&self) -> Option<(Instant, Why)> {
+        [
+            (self.tcp.next_deadline(), Why::Tcp),
+            (self.udp.next_deadline(&self.config), Why::Udp),
+            (self.ping.next_deadline(), Why::Ping),
+            (self.reassembly.next_deadline(&self.config), Why::Reassembly),
+            (self.dns.next_deadline(), Why::Dns),
+            (self.advertiser.next_deadline(), Why::Router),
+        ]
+        .into_iter()
+        .filter_map(|(at, why)| Some((at?, why)))
+        .min_by_key(|&(at, _)| at)
+    }
+
+    /// Asserts every invariant. Slow: for the simulator and debug builds.
+    pub fn check(&self) {
+        let listeners = self.listeners.iter().flatten().count() as u32;
+        let owned = listeners
+            + self.tcp.check(&self.sockets)
+            + self.udp.check(&self.sockets)
+            + self.ping.check(&self.sockets)
+            + self.dns.check(&self.sockets);
+        assert_eq!(owned, self.sockets.in_use(), "every socket has one owner that knows it");
+        self.reassembly.check();
+    }
+
+    /// Leases that the core holds right now, by module: the simulator's ledger balances against it.
+    pub fn leases_held(&self) -> u32 {
+        self.tcp.leases_held() + self.reassembly.leases_held()
+    }
+
+    /// Installs a new snapshot of the rules. Listeners of forwards that are gone are closed; flows that exist
+    /// go on.
+    pub fn install(&mut self, rules: Arc<Rules>, out: &mut dyn Outbox) {
+        self.rules = rules;
+        for entry in &mut self.listeners {
+            let Some(listener) = *entry else { continue };
+            if self.rules.forward(listener.forward).is_none() {
+                *entry = None;
+                self.udp.on_listener_gone(listener.socket);
+                self.sockets.release(listener.socket);
+                out.op(Op::Close { socket: listener.socket, how: CloseHow::Graceful });
+            }
+        }
+    }
+
+    /// Names a listening socket that the driver has opened for a forward: a TCP listener whose connections
+    /// will be told as [`Input::Accepted`], or a bound UDP socket. `local` has the actual port.
+    pub fn attach_listener(
+        &mut self,
+        forward: ForwardId,
+        protocol: Protocol,
+        local: SocketAddr,
+    ) -> Result<SocketId, TableFull> {
+        let free = self.listeners.iter().position(Option::is_none);
+        let index = free.unwrap_or(self.listeners.len());
+        let socket = self.sockets.claim(Owner::Listener(index as u32)).ok_or(TableFull)?;
+        let listener = Some(Listener { socket, forward, protocol, local });
+        match free {
+            Some(index) => self.listeners[index] = listener,
+            None => self.listeners.push(listener),
+        }
+        Ok(socket)
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.rules
+    }
+
+    /// What the shard was started with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Counters, one per outcome.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The flows, in no order.
+    pub fn flows(&self) -> impl Iterator<Item = FlowInfo> + '_ {
+        self.tcp.flows().chain(self.udp.flows()).chain(self.ping.flows())
+    }
+
+    fn on_tick(&mut self, now: Instant, out: &mut dyn Outbox) {
+        let mut ctx = context!(self, now, out);
+        self.tcp.on_tick(&mut ctx);
+        self.udp.on_tick(&mut ctx);
+        self.ping.on_tick(&mut ctx);
+        self.reassembly.on_tick(&mut ctx);
+        self.dns.on_tick(&mut ctx);
+        self.advertiser.on_tick(&mut ctx);
+    }
+
+    fn on_socket(
+        &mut self,
+        now: Instant,
+        socket: SocketId,
+        input: Input<'_>,
+        out: &mut dyn Outbox,
+    ) {
+        let Some(owner) = self.sockets.owner(socket) else {
+            return self.on_stale(now, input, out);
+        };
+        let mut ctx = context!(self, now, out);
+        match owner {
+            Owner::Tcp(flow) => self.tcp.on_input(&mut ctx, flow, input),
+            Owner::Udp(mapping) => self.udp.on_input(&mut ctx, mapping, input),
+            Owner::Ping(mapping) => self.ping.on_input(&mut ctx, mapping, input),
+            Owner::Dns(upstream) => self.dns.on_input(&mut ctx, upstream, input),
+            Owner::Listener(index) => {
+                let Some(listener) = self.listeners[index as usize] else { return };
+                match listener.protocol {
+                    Protocol::Tcp => self.tcp.on_listener_input(&mut ctx, &listener, input),
+                    Protocol::Udp => self.udp.on_listener_input(&mut ctx, &listener, input),
+                }
+            }
+        }
+    }
+
+    /// An input for a socket that has ended: its lease goes back, nothing else.
+    fn on_stale(&mut self, now: Instant, input: Input<'_>, out: &mut dyn Outbox) {
+        let mut ctx = context!(self, now, out);
+        ctx.count(Counter::StaleInputs);
+        match input {
+            Input::Peeked { lease, .. } | Input::Datagram { lease, .. } => {
+                ctx.op(Op::Release { lease });
+            }
+            Input::Accepted { accepted, .. } => ctx.op(Op::Refuse { accepted }),
+            Input::Frame { .. }
+            | Input::Connected { .. }
+            | Input::Spliced { .. }
+            | Input::SpliceEnded { .. }
+            | Input::Sent { .. }
+            | Input::Readable { .. }
+            | Input::PeekEmpty { .. }
+            | Input::PeekEnd { .. }
+            | Input::Opened { .. }
+            | Input::DatagramError { .. }
+            | Input::Failed { .. }
+            | Input::Tick => {}
+        }
+    }
+
+    fn on_frame(
+        &mut self,
+        now: Instant,
+        lease: LeaseId,
+        bytes: &mut [u8],
+        offload: Offload,
+        out: &mut dyn Outbox,
+    ) {
+        let mut ctx = context!(self, now, out);
+        ctx.count(Counter::FramesFromGuest);
+        ctx.counters.add(Counter::BytesFromGuest, bytes.len() as u64);
+        match packet::parse(bytes) {
+            Err(packet::Malformed) => ctx.drop_frame(lease, Counter::DropMalformed),
+            Ok(EtherType::Other) => ctx.drop_frame(lease, Counter::DropProtocol),
+            Ok(EtherType::Arp { .. }) => services::arp::on_frame(&mut ctx, lease, bytes),
+            Ok(EtherType::Ip(packet)) => match is_acceptable(&ctx, &packet, bytes, offload) {
+                Ok(()) => self.on_packet(now, &packet, lease, bytes, offload, out),
+                Err(why) => ctx.drop_frame(lease, why),
+            },
+        }
+    }
+
+    fn on_packet(
+        &mut self,
+        now: Instant,
+        packet: &Packet,
+        lease: LeaseId,
+        bytes: &mut [u8],
+        offload: Offload,
+        out: &mut dyn Outbox,
+    ) {
+        let mut ctx = context!(self, now, out);
+        ctx.neighbors.learn(packet.source, packet.source_mac);
+        if packet.hop_limit <= 1
+            && !packet.destination.is_multicast()
+            && !services::is_own_address(ctx.config, packet.destination)
+        {
+            packet::error::tell_time_exceeded(&mut ctx, packet, bytes);
+            return ctx.drop_frame(lease, Counter::DropHopLimit);
+        }
+        if packet.fragment.is_some() {
+            if services::is_own_address(ctx.config, packet.destination)
+                && matches!(packet.protocol, protocol::ICMP | protocol::ICMPV6)
+            {
+                return services::echo::on_fragment(&mut ctx, packet, lease, bytes);
+            }
+            let Some(whole) = self.reassembly.on_fragment(&mut ctx, packet, lease, bytes) else {
+                return;
+            };
+            return match whole.protocol {
+                protocol::UDP => self.udp.on_reassembled(&mut ctx, &whole),
+                protocol::ICMP | protocol::ICMPV6 => self.ping.on_reassembled(&mut ctx, &whole),
+                _ => whole.discard(&mut ctx, Counter::DropProtocol),
+            };
+        }
+        match packet.protocol {
+            protocol::TCP => self.tcp.on_guest_segment(&mut ctx, packet, lease, bytes),
+            protocol::UDP => {
+                on_udp(&mut self.udp, &mut self.dns, &mut ctx, packet, lease, bytes, offload)
+            }
+            protocol::ICMP if packet.source.is_ipv4() => {
+                on_icmp(&mut self.tcp, &mut self.ping, &mut ctx, packet, lease, bytes);
+            }
+            protocol::ICMPV6 if packet.source.is_ipv6() => {
+                if services::ndp::is_ndp(packet, bytes) {
+                    return services::ndp::on_message(
+                        &mut self.advertiser,
+                        &mut ctx,
+                        packet,
+                        lease,
+                        bytes,
+                    );
+                }
+                on_icmp(&mut self.tcp, &mut self.ping, &mut ctx, packet, lease, bytes);
+            }
+            _ => ctx.drop_frame(lease, Counter::DropProtocol),
+        }
+    }
+}
+
+/// What no packet may be, whatever its protocol.
+fn is_acceptable(
+    ctx: &Context<'_>,
+    packet: &Packet,
+    bytes: &[u8],
+    offload: Offload,
+) -> Result<(), Counter> {
+    if packet.destination_mac != ctx.config.host_mac && !packet.destination_mac.is_multicast() {
+        return Err(Counter::DropNotForUs);
+    }
+    let is_configured = match packet.source {
+        IpAddr::V4(_) => ctx.config.net4.is_some(),
+        IpAddr::V6(_) => ctx.config.net6.is_some(),
+    };
+    if !is_configured {
+        return Err(Counter::DropFamily);
+    }
+    let source = packet.source;
+    if source.is_multicast()
+        || source.is_loopback()
+        || source == IpAddr::V4(core::net::Ipv4Addr::BROADCAST)
+        || services::is_own_address(ctx.config, source)
+        || packet.source_mac.is_multicast()
+    {
+        return Err(Counter::DropSource);
+    }
+    // RFC 1122, section 3.2.1.2. It protects what no other sum covers: the addresses of ICMP, fragment offsets.
+    if offload.checksum == Checksum::Unchecked && !packet::has_valid_header(packet, bytes) {
+        return Err(Counter::DropChecksum);
+    }
+    let is_to_verify = offload.checksum == Checksum::Unchecked
+        && packet.fragment.is_none()
+        && matches!(
+            packet.protocol,
+            protocol::TCP | protocol::UDP | protocol::ICMP | protocol::ICMPV6
+        );
+    if is_to_verify {
+        let segment = &bytes[packet.payload()];
+        if !checksum::is_valid(source, packet.destination, packet.protocol, segment) {
+            return Err(Counter::DropChecksum);
+        }
+    }
+    Ok(())
+}
+
+/// A whole UDP datagram, or a train: for one of our services, or for the host.
+fn on_udp(
+    udp: &mut Udp,
+    dns: &mut Dns,
+    ctx: &mut Context<'_>,
+    packet: &Packet,
+    lease: LeaseId,
+    bytes: &mut [u8],
+    offload: Offload,
+) {
+    let Some(header) = etherparse::UdpHeader::from_slice(&bytes[packet.payload()]).ok() else {
+        return ctx.drop_frame(lease, Counter::DropMalformed);
+    };
+    let (header, _) = header;
+    let len = usize::from(header.length);
+    // A train's length field covers the whole train; a jumbo length of 0 is not for us (RFC 2675).
+    if len < 8 || len > packet.payload_len() {
+        return ctx.drop_frame(lease, Counter::DropMalformed);
+    }
+    let start = packet.payload_start + 8;
+    let datagram = GuestDatagram {
+        packet,
+        from: packet.from(header.source_port),
+        to: packet.to(header.destination_port),
+        payload: Span { lease, start, len: len as u32 - 8 },
+        segment: match offload.gso {
+            Gso::Udp { size } => size,
+            Gso::None | Gso::Fragment | Gso::Tcp4 { .. } | Gso::Tcp6 { .. } => 0,
+        },
+    };
+    let payload = &bytes[start as usize..start as usize + len - 8];
+    if services::dhcp4::is_request(ctx.config, &datagram) {
+        return services::dhcp4::on_request(ctx, &datagram, payload);
+    }
+    if services::dhcp6::is_request(ctx.config, &datagram) {
+        return services::dhcp6::on_request(ctx, &datagram, payload);
+    }
+    match ctx.rules.target(datagram.to) {
+        crate::rules::Target::Resolver => dns.on_query(ctx, &datagram, payload),
+        target => udp.on_guest_datagram(ctx, &datagram, target, payload),
+    }
+}
+
+/// ICMP of either version, neighbour discovery aside: echo to us, echo to the host side, or an error about something
+/// that we sent.
+fn on_icmp(
+    tcp: &mut Tcp,
+    ping: &mut Ping,
+    ctx: &mut Context<'_>,
+    packet: &Packet,
+    lease: LeaseId,
+    bytes: &mut [u8],
+) {
+    match services::echo::classify(packet, bytes) {
+        services::echo::Icmp::EchoRequest
+            if services::is_own_address(ctx.config, packet.destination) =>
+        {
+            services::echo::on_request(ctx, packet, lease, bytes);
+        }
+        services::echo::Icmp::EchoRequest => ping.on_guest_echo(ctx, packet, lease, bytes),
+        services::echo::Icmp::Error => {
+            ctx.count(Counter::ErrorsFromGuest);
+            if let Some(error) = packet::error::parse(packet, bytes)
+                && error.protocol == protocol::TCP
+            {
+                tcp.on_guest_error(ctx, &error);
+            }
+            ctx.op(Op::Release { lease });
+        }
+        services::echo::Icmp::Other => ctx.drop_frame(lease, Counter::DropProtocol),
+    }
+}
+
+#[cfg(test)]
+mod tests;

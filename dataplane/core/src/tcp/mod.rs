@@ -1,0 +1,383 @@
+//! TCP: a guest's connection on one side, a host socket on the other, and no second TCP stack.
+//!
+//! # Theory of operation
+//!
+//! The guest's kernel and the host's kernel both have a whole TCP. What lies between them needs no congestion control
+//! and no buffers of its own; it has to translate *progress*:
+//!
+//! - **From the guest.** Payload stays in the leased frame it came in ([`kept`]) until the host socket has taken it.
+//!   It is acknowledged when it is received, since nothing is lost between here and the socket; the window's
+//!   right edge is what the host has taken plus a constant, so a slow host closes the window and the guest never has to
+//!   retransmit for flow control.
+//! - **To the guest.** Bytes stay in the host socket's queue until the guest has acknowledged them: they are peeked at,
+//!   sent, and consumed when acknowledged. Sending again is peeking again from an older offset.
+//! - **Opening and closing.** A SYN is answered when the other side's connection has come about. Each half closes on
+//!   its own: the guest's FIN becomes a shutdown once all it sent has been taken; the host's end becomes a FIN behind
+//!   its last byte.
+//!
+//! [`handshake`] opens, [`from_guest`] and [`to_guest`] are the halves, [`ending`] closes, [`timers`] waits. All
+//! that can wait until the end of a turn (acknowledgements, sends, peeks) is done once per flow in [`Tcp::flush`].
+
+mod conn;
+mod ending;
+mod from_guest;
+mod handshake;
+mod kept;
+mod segment;
+mod seq;
+mod timers;
+mod to_guest;
+
+#[cfg(test)]
+mod tests;
+
+use alloc::vec::Vec;
+use core::hash::BuildHasher;
+use core::net::SocketAddr;
+
+use hashbrown::HashTable;
+
+use crate::config::Config;
+use crate::context::Context;
+use crate::counters::Counter;
+use crate::flows::{FlowInfo, FlowKind};
+use crate::hash::{Hasher, hasher};
+use crate::op::{Input, LeaseId, Op};
+use crate::packet::Packet;
+use crate::sockets::{Owner, Sockets};
+use crate::time::Instant;
+use crate::wheel::Wheel;
+
+use conn::{Conn, FromGuest, State, ToGuest};
+use kept::KeptSpans;
+use segment::Segment;
+
+/// A slot of the table.
+enum Slot {
+    Used(Conn),
+    Free { next: Option<u32> },
+}
+
+/// The flows.
+pub(crate) struct Tcp {
+    slots: Vec<Slot>,
+    free: Option<u32>,
+    used: u32,
+    /// Index by (guest, remote); spliced flows are not in it.
+    index: HashTable<u32>,
+    hasher: Hasher,
+    kept: KeptSpans,
+    wheel: Wheel,
+    /// Flows to look at when the turn ends; each at most once.
+    dirty: Vec<u32>,
+    /// Flows whose handshake is not complete.
+    half_open: u32,
+    /// When the table was last asked, for the flows' idle times.
+    now: Instant,
+}
+
+impl Tcp {
+    pub(crate) fn new(config: &Config) -> Self {
+        let flows = config.limits.flows as usize;
+        Self {
+            slots: Vec::with_capacity(flows),
+            free: None,
+            used: 0,
+            index: HashTable::with_capacity(flows),
+            hasher: hasher(config.seed),
+            kept: KeptSpans::new(config.limits.leases),
+            wheel: Wheel::new(config.limits.flows),
+            dirty: Vec::with_capacity(flows),
+            half_open: 0,
+            now: Instant::ZERO,
+        }
+    }
+
+    /// A segment from the guest: of a flow, opening one, or of nothing we know.
+    pub(crate) fn on_guest_segment(
+        &mut self,
+        ctx: &mut Context<'_>,
+        packet: &Packet,
+        lease: LeaseId,
+        bytes: &mut [u8],
+    ) {
+        self.now = ctx.now;
+        let Some(segment) = Segment::parse(packet, bytes) else {
+            return ctx.drop_frame(lease, Counter::DropMalformed);
+        };
+        if packet.destination.is_multicast() || segment.guest.port() == 0 {
+            return ctx.drop_frame(lease, Counter::DropMalformed);
+        }
+        let found = self.find(segment.guest, segment.remote);
+        let found = found.filter(|&flow| !self.makes_way(ctx, flow, &segment));
+        let keeps_lease = match found {
+            Some(flow) => {
+                let is_syn = segment.syn;
+                let options =
+                    if is_syn { Segment::syn_options(packet, bytes) } else { Default::default() };
+                self.on_flow_segment(ctx, flow, &segment, options, lease)
+            }
+            None => {
+                self.on_unknown_segment(ctx, &segment, Segment::syn_options(packet, bytes));
+                false
+            }
+        };
+        if !keeps_lease {
+            ctx.op(Op::Release { lease });
+        }
+    }
+
+    /// Something happened to a flow's socket.
+    pub(crate) fn on_input(&mut self, ctx: &mut Context<'_>, flow: u32, input: Input<'_>) {
+        self.now = ctx.now;
+        match input {
+            Input::Connected { .. } => self.on_connected(ctx, flow),
+            Input::Spliced { .. } => self.on_spliced(ctx, flow),
+            Input::SpliceEnded { to_guest, from_guest, .. } => {
+                self.on_splice_ended(ctx, flow, to_guest, from_guest);
+            }
+            Input::Sent { bytes, .. } => self.on_sent(ctx, flow, bytes),
+            Input::Readable { .. } => {
+                self.conn_mut(flow).is_readable = true;
+                self.mark(flow);
+            }
+            Input::Peeked { lease, bytes, more, .. } => {
+                self.on_peeked(ctx, flow, lease, bytes, more);
+            }
+            Input::PeekEmpty { .. } => self.on_peek_empty(flow),
+            Input::PeekEnd { .. } => self.on_peek_end(flow),
+            Input::Failed { error, .. } => self.on_failed(ctx, flow, error),
+            Input::Frame { .. }
+            | Input::Accepted { .. }
+            | Input::Opened { .. }
+            | Input::Datagram { .. }
+            | Input::DatagramError { .. }
+            | Input::Tick => unreachable!("not an input of a TCP socket"),
+        }
+    }
+
+    /// The end of a turn: each flow that something happened to, once.
+    pub(crate) fn flush(&mut self, ctx: &mut Context<'_>) {
+        self.now = ctx.now;
+        let mut dirty = core::mem::take(&mut self.dirty);
+        for flow in dirty.drain(..) {
+            let Slot::Used(conn) = &mut self.slots[flow as usize] else { continue };
+            // A slot that was freed and used again in this turn is in the list twice.
+            if core::mem::take(&mut conn.is_dirty) {
+                self.flush_flow(ctx, flow);
+            }
+        }
+        // Flushing marks nothing: the list, with its memory, goes back empty.
+        debug_assert!(self.dirty.is_empty(), "flushing a flow does not make it dirty");
+        self.dirty = dirty;
+    }
+
+    fn flush_flow(&mut self, ctx: &mut Context<'_>, flow: u32) {
+        match self.conn(flow).state {
+            State::Open => {
+                self.flush_from_guest(ctx, flow);
+                self.flush_to_guest(ctx, flow);
+                self.flush_ack(ctx, flow);
+                self.finish_if_done(ctx, flow);
+            }
+            State::TimeWait => self.flush_ack(ctx, flow),
+            State::Connecting { .. }
+            | State::SynAckSent
+            | State::Splicing { .. }
+            | State::Spliced
+            | State::SynSent => {}
+        }
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.wheel.next_deadline()
+    }
+
+    /// Leases with payload that the host has not taken.
+    pub(crate) fn leases_held(&self) -> u32 {
+        self.kept.in_use()
+    }
+
+    pub(crate) fn flows(&self) -> impl Iterator<Item = FlowInfo> + '_ {
+        self.conns().map(|(_, conn)| FlowInfo {
+            kind: match conn.state {
+                State::Spliced | State::Splicing { .. } => FlowKind::Spliced,
+                State::Connecting { .. }
+                | State::SynAckSent
+                | State::SynSent
+                | State::Open
+                | State::TimeWait => FlowKind::Tcp,
+            },
+            state: conn.state_name(),
+            is_outbound: conn.is_outbound,
+            guest: conn.guest,
+            remote: Some(conn.remote),
+            host: Some(conn.host),
+            bytes_from_guest: conn.bytes_from_guest,
+            bytes_to_guest: conn.bytes_to_guest,
+            idle: self.now.since(conn.last_heard),
+        })
+    }
+
+    /// Asserts the invariants; the number of sockets owned.
+    pub(crate) fn check(&self, sockets: &Sockets) -> u32 {
+        let mut owned = 0;
+        let mut used = 0;
+        let mut leases = 0;
+        let mut half_open = 0;
+        for (flow, conn) in self.conns() {
+            used += 1;
+            leases += conn.kept.leases + conn.ahead.leases;
+            half_open += u32::from(is_half_open(conn.state));
+            if let Some(socket) = conn.socket {
+                owned += 1;
+                assert_eq!(sockets.owner(socket), Some(Owner::Tcp(flow)), "a flow owns its socket");
+            }
+            for queue in [&conn.kept, &conn.ahead] {
+                let found: (u32, u32) =
+                    self.kept.iter(queue).fold((0, 0), |(n, b), s| (n + 1, b + s.len));
+                assert_eq!(found, (queue.leases, queue.bytes), "a queue knows its length");
+            }
+            assert!(conn.sending_leases <= conn.kept.leases, "what is being sent is kept");
+            self.check_sequence(conn);
+            match conn.state {
+                State::Splicing { .. } | State::Spliced => {}
+                State::Connecting { .. }
+                | State::SynAckSent
+                | State::SynSent
+                | State::Open
+                | State::TimeWait => {
+                    assert_eq!(self.find(conn.guest, conn.remote), Some(flow), "it is found");
+                }
+            }
+        }
+        assert_eq!(used, self.used, "used slots are counted");
+        assert_eq!(leases, self.kept.in_use(), "every kept lease is in one queue");
+        assert_eq!(half_open, self.half_open, "half-open flows are counted");
+        owned
+    }
+
+    fn check_sequence(&self, conn: &Conn) {
+        assert!(!conn.next.is_before(conn.unacked), "what is acknowledged was sent");
+        assert!(!conn.sent_max.is_before(conn.next), "sent_max is the highest");
+        assert!(!conn.expected.is_before(conn.acked), "what we acknowledged was received");
+        if conn.state == State::Open {
+            assert!(!conn.edge.is_before(conn.expected), "nothing beyond the window was taken");
+            assert!(conn.to_guest == ToGuest::Done || !conn.unacked.is_before(conn.queue_start));
+            assert!(conn.wheel_at.is_some(), "an open flow has a timer");
+        }
+    }
+
+    /// Finds a flow by the guest's view of it.
+    fn find(&self, guest: SocketAddr, remote: SocketAddr) -> Option<u32> {
+        let hash = self.hash(guest, remote);
+        self.index
+            .find(hash, |&flow| {
+                let conn = self.conn(flow);
+                conn.guest == guest && conn.remote == remote
+            })
+            .copied()
+    }
+
+    fn hash(&self, guest: SocketAddr, remote: SocketAddr) -> u64 {
+        self.hasher.hash_one((guest, remote))
+    }
+
+    /// Enters a flow into the index; it is there once.
+    fn enter(&mut self, flow: u32) {
+        let conn = self.conn(flow);
+        let hash = self.hash(conn.guest, conn.remote);
+        // Room was set aside for every slot, so nothing is hashed again.
+        self.index.insert_unique(hash, flow, |_| unreachable!("the index has room for all slots"));
+    }
+
+    /// A slot for a flow; none when the table is full.
+    fn add(&mut self, conn: Conn) -> Option<u32> {
+        self.half_open += u32::from(is_half_open(conn.state));
+        self.used += 1;
+        if let Some(flow) = self.free {
+            let Slot::Free { next } = self.slots[flow as usize] else {
+                unreachable!("the free list holds free slots")
+            };
+            self.free = next;
+            self.slots[flow as usize] = Slot::Used(conn);
+            return Some(flow);
+        }
+        if self.slots.len() == self.slots.capacity() {
+            self.half_open -= u32::from(is_half_open(conn.state));
+            self.used -= 1;
+            return None;
+        }
+        self.slots.push(Slot::Used(conn));
+        Some(self.slots.len() as u32 - 1)
+    }
+
+    /// Forgets a flow. Its socket has been closed and its leases returned.
+    fn remove(&mut self, flow: u32) {
+        let (guest, remote) = (self.conn(flow).guest, self.conn(flow).remote);
+        let hash = self.hash(guest, remote);
+        if let Ok(entry) = self.index.find_entry(hash, |&other| other == flow) {
+            entry.remove();
+        }
+        self.wheel.cancel(flow);
+        let next = self.free.replace(flow);
+        let slot = core::mem::replace(&mut self.slots[flow as usize], Slot::Free { next });
+        let Slot::Used(conn) = slot else { unreachable!("a flow is removed once") };
+        assert!(
+            conn.socket.is_none() && conn.kept.leases + conn.ahead.leases == 0,
+            "nothing is left behind"
+        );
+        self.half_open -= u32::from(is_half_open(conn.state));
+        self.used -= 1;
+    }
+
+    fn set_state(&mut self, flow: u32, state: State) {
+        let before = is_half_open(self.conn(flow).state);
+        self.conn_mut(flow).state = state;
+        self.half_open += u32::from(is_half_open(state));
+        self.half_open -= u32::from(before);
+    }
+
+    /// Has the flow looked at when the turn ends.
+    fn mark(&mut self, flow: u32) {
+        let Slot::Used(conn) = &mut self.slots[flow as usize] else { return };
+        if !core::mem::replace(&mut conn.is_dirty, true) {
+            self.dirty.push(flow);
+        }
+    }
+
+    fn conns(&self) -> impl Iterator<Item = (u32, &Conn)> + '_ {
+        self.slots.iter().enumerate().filter_map(|(flow, slot)| match slot {
+            Slot::Used(conn) => Some((flow as u32, conn)),
+            Slot::Free { .. } => None,
+        })
+    }
+
+    fn conn(&self, flow: u32) -> &Conn {
+        match &self.slots[flow as usize] {
+            Slot::Used(conn) => conn,
+            Slot::Free { .. } => unreachable!("a flow that is named is in use"),
+        }
+    }
+
+    fn conn_mut(&mut self, flow: u32) -> &mut Conn {
+        match &mut self.slots[flow as usize] {
+            Slot::Used(conn) => conn,
+            Slot::Free { .. } => unreachable!("a flow that is named is in use"),
+        }
+    }
+}
+
+fn is_half_open(state: State) -> bool {
+    match state {
+        State::Connecting { .. } | State::SynAckSent | State::Splicing { .. } | State::SynSent => {
+            true
+        }
+        State::Spliced | State::Open | State::TimeWait => false,
+    }
+}
+
+/// Whether the guest may still send on this connection.
+fn guest_may_send(conn: &Conn) -> bool {
+    conn.state == State::Open && conn.from_guest == FromGuest::Open
+}

@@ -1,0 +1,457 @@
+//! UDP and ping sockets: opened unconnected, read and written in batches.
+//!
+//! A train of datagrams is one message both ways: `UDP_GRO` joins what arrives, `UDP_SEGMENT` cuts what is sent. TTL
+//! and traffic class ride on each message as ancillary data.
+
+use std::io;
+use std::mem;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr;
+
+use usernet_core::op::{DatagramKind, HEADROOM};
+use usernet_core::{LeaseId, Span};
+
+use crate::address::{self, SOCKADDR_BYTES, SockAddr};
+use crate::arena::{Arena, LARGE_ROOM};
+use crate::control::{self, Control};
+use crate::setup::Outbound;
+use crate::sys;
+
+/// Messages received by one call.
+pub(crate) const RECEIVE_BATCH: usize = 16;
+
+/// Messages sent by one call.
+pub(crate) const SEND_BATCH: usize = 32;
+
+/// Gather elements of one call's messages together.
+pub(crate) const SEND_BUFFERS: usize = 128;
+
+/// Datagrams in one train: what every kernel with `UDP_SEGMENT` takes (`UDP_MAX_SEGMENTS`).
+pub(crate) const TRAIN_MAX: usize = 64;
+
+/// Receive buffer asked for; the kernel clamps it to `net.core.rmem_max`.
+const RECEIVE_BUFFER_BYTES: i32 = 1 << 20;
+
+/// An unconnected datagram socket.
+pub(crate) struct Datagrams {
+    fd: OwnedFd,
+    /// Errors of ping sockets quote the ICMP message.
+    pub(crate) is_ping: bool,
+}
+
+impl Datagrams {
+    /// Opens and binds a socket: to `port` where it is free, else to any.
+    pub(crate) fn open(
+        kind: DatagramKind,
+        port: u16,
+        is_loopback: bool,
+        outbound: &Outbound,
+    ) -> io::Result<(Self, SocketAddr)> {
+        let (family, protocol, is_ping) = match kind {
+            DatagramKind::Udp4 => (libc::AF_INET, libc::IPPROTO_UDP, false),
+            DatagramKind::Udp6 => (libc::AF_INET6, libc::IPPROTO_UDP, false),
+            DatagramKind::Ping4 => (libc::AF_INET, libc::IPPROTO_ICMP, true),
+            DatagramKind::Ping6 => (libc::AF_INET6, libc::IPPROTO_ICMPV6, true),
+        };
+        let fd = sys::socket(family, libc::SOCK_DGRAM, protocol).map_err(|error| {
+            // Ping sockets are forbidden by a range of groups: no matter of the destination.
+            let is_denied = is_ping && error.raw_os_error() == Some(libc::EACCES);
+            if is_denied { io::Error::from_raw_os_error(libc::EPROTONOSUPPORT) } else { error }
+        })?;
+        let socket = Self { fd, is_ping };
+        if family == libc::AF_INET6 {
+            sys::set_option(socket.fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+        }
+        socket.prepare(family == libc::AF_INET);
+        socket.bind(family, port, is_loopback, outbound)?;
+        let local = address::local_address(socket.fd())?;
+        Ok((socket, local))
+    }
+
+    /// Takes over a bound UDP socket.
+    pub(crate) fn bound(fd: OwnedFd) -> io::Result<Self> {
+        let local = address::local_address(fd.as_fd())?;
+        let socket = Self { fd, is_ping: false };
+        let flags = rustix::fs::fcntl_getfl(&socket.fd)?;
+        rustix::fs::fcntl_setfl(&socket.fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+        socket.prepare(local.is_ipv4());
+        if local.is_ipv6() {
+            // A dual-stack socket hands over IPv4 datagrams, too.
+            socket.prepare(true);
+        }
+        Ok(socket)
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Asks for TTL, traffic class, errors and trains. What a kernel does not have is done without.
+    fn prepare(&self, is_v4: bool) {
+        let options: &[_] = if is_v4 {
+            &[
+                (libc::IPPROTO_IP, libc::IP_RECVTTL, 1),
+                (libc::IPPROTO_IP, libc::IP_RECVTOS, 1),
+                (libc::IPPROTO_IP, libc::IP_RECVERR, 1),
+            ]
+        } else {
+            &[
+                (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1),
+                (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1),
+                (libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1),
+            ]
+        };
+        for &(level, name, value) in options {
+            let _ = sys::set_option(self.fd(), level, name, value);
+        }
+        if !self.is_ping {
+            let _ = sys::set_option(self.fd(), libc::SOL_UDP, libc::UDP_GRO, 1);
+        }
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_RCVBUF);
+        let _ = sys::set_option(self.fd(), level, name, RECEIVE_BUFFER_BYTES);
+    }
+
+    fn bind(
+        &self,
+        family: i32,
+        port: u16,
+        is_loopback: bool,
+        outbound: &Outbound,
+    ) -> io::Result<()> {
+        if !is_loopback && let Some(interface) = &outbound.interface {
+            sys::bind_to_device(self.fd(), interface)?;
+        }
+        let ip = match (family == libc::AF_INET, is_loopback) {
+            (true, true) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            (true, false) => IpAddr::V4(outbound.v4.unwrap_or(Ipv4Addr::UNSPECIFIED)),
+            (false, true) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            (false, false) => IpAddr::V6(outbound.v6.unwrap_or(Ipv6Addr::UNSPECIFIED)),
+        };
+        let bind = |port| sys::bind(self.fd(), &SocketAddr::new(ip, port).into());
+        let wanted = if port < 1024 && !self.is_ping { 0 } else { port };
+        match bind(wanted) {
+            Err(error) if wanted != 0 && error.kind() == io::ErrorKind::AddrInUse => bind(0),
+            result => result,
+        }
+    }
+}
+
+/// One message as it arrived.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received {
+    pub(crate) lease: LeaseId,
+    /// Bytes of payload, behind the headroom.
+    pub(crate) bytes: usize,
+    /// None: of a family that nobody sent to.
+    pub(crate) from: Option<SocketAddr>,
+    /// Not 0: a train of datagrams of this size.
+    pub(crate) segment: u16,
+    pub(crate) hop_limit: u8,
+    pub(crate) tos: u8,
+    /// There was more than fitted.
+    pub(crate) is_truncated: bool,
+}
+
+/// What one receiving call needs, kept from call to call.
+pub(crate) struct ReceiveBatch {
+    headers: Vec<libc::mmsghdr>,
+    buffers: Vec<libc::iovec>,
+    names: Vec<SockAddr>,
+    controls: Vec<Control>,
+    leases: Vec<LeaseId>,
+}
+
+// SAFETY: the pointers in it point into itself or the arena, and are written anew for each call.
+unsafe impl Send for ReceiveBatch {}
+
+impl ReceiveBatch {
+    pub(crate) fn new() -> Self {
+        // SAFETY: all-zero is a valid `mmsghdr`.
+        let header: libc::mmsghdr = unsafe { mem::zeroed() };
+        let buffer = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+        Self {
+            headers: vec![header; RECEIVE_BATCH],
+            buffers: vec![buffer; RECEIVE_BATCH],
+            names: vec![SockAddr::empty(); RECEIVE_BATCH],
+            controls: vec![Control::empty(); RECEIVE_BATCH],
+            leases: Vec::with_capacity(RECEIVE_BATCH),
+        }
+    }
+
+    /// Receives what is there, up to [`RECEIVE_BATCH`] messages. The leases of those are the caller's; see
+    /// [`ReceiveBatch::message`]. None: no lease was free.
+    pub(crate) fn receive(
+        &mut self,
+        socket: &Datagrams,
+        arena: &mut Arena,
+    ) -> io::Result<Option<usize>> {
+        self.leases.clear();
+        while self.leases.len() < RECEIVE_BATCH
+            && let Some(lease) = arena.take_large()
+        {
+            self.point(self.leases.len(), arena.start(lease));
+            self.leases.push(lease);
+        }
+        if self.leases.is_empty() {
+            return Ok(None);
+        }
+        let count = self.leases.len();
+        let pointer = self.headers.as_mut_ptr();
+        let flags = libc::MSG_DONTWAIT as _;
+        let fd = socket.fd.as_raw_fd();
+        // SAFETY: `count` headers are valid, and point to buffers that were taken for this call.
+        let got = unsafe { libc::recvmmsg(fd, pointer, count as _, flags, ptr::null_mut()) };
+        let got = sys::check(got).map(|got| got as usize);
+        // The unused ones go back so that the next call takes the same.
+        for &lease in self.leases[*got.as_ref().unwrap_or(&0)..].iter().rev() {
+            arena.release(lease);
+        }
+        got.map(Some)
+    }
+
+    /// Makes header `index` receive behind the headroom of the lease that starts at `start`.
+    fn point(&mut self, index: usize, start: *mut u8) {
+        self.buffers[index] = libc::iovec {
+            iov_base: start.wrapping_add(HEADROOM).cast(),
+            iov_len: LARGE_ROOM - HEADROOM,
+        };
+        let header = &mut self.headers[index].msg_hdr;
+        header.msg_name = self.names[index].as_mut_ptr().cast();
+        header.msg_namelen = SOCKADDR_BYTES;
+        header.msg_iov = &raw mut self.buffers[index];
+        header.msg_iovlen = 1;
+        header.msg_control = self.controls[index].as_mut_ptr().cast();
+        header.msg_controllen = control::CONTROL_BYTES as _;
+        header.msg_flags = 0;
+    }
+
+    /// Message `index` of the last call.
+    pub(crate) fn message(&self, index: usize) -> Received {
+        let header = &self.headers[index];
+        let mut received = Received {
+            lease: self.leases[index],
+            bytes: header.msg_len as usize,
+            from: self.names[index].get(),
+            segment: 0,
+            hop_limit: 0,
+            tos: 0,
+            is_truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+        };
+        let len = header.msg_hdr.msg_controllen;
+        for (level, kind, data) in self.controls[index].entries(len) {
+            let value = control::int(data).unwrap_or(0);
+            match (level, kind) {
+                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
+                    received.hop_limit = value as u8;
+                }
+                (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    received.tos = value as u8;
+                }
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let is_train = received.bytes > value as usize;
+                    received.segment = if is_train { value as u16 } else { 0 };
+                }
+                _ => {}
+            }
+        }
+        received
+    }
+}
+
+/// How a datagram shall leave.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leave {
+    pub(crate) to: SocketAddr,
+    pub(crate) segment: u16,
+    pub(crate) hop_limit: u8,
+    pub(crate) tos: u8,
+}
+
+/// What one sending call needs, kept from call to call.
+pub(crate) struct SendBatch {
+    headers: Vec<libc::mmsghdr>,
+    buffers: Vec<libc::iovec>,
+    names: Vec<SockAddr>,
+    controls: Vec<Control>,
+    /// Messages put together.
+    count: usize,
+    /// Gather elements that there is room for.
+    buffers_max: usize,
+}
+
+// SAFETY: the pointers in it point into itself or the arena, and are written anew for each call.
+unsafe impl Send for SendBatch {}
+
+impl SendBatch {
+    /// Room for `messages`, made of `buffers_max` pieces together.
+    pub(crate) fn new(messages: usize, buffers_max: usize) -> Self {
+        // SAFETY: all-zero is a valid `mmsghdr`.
+        let header: libc::mmsghdr = unsafe { mem::zeroed() };
+        Self {
+            headers: vec![header; messages],
+            buffers: Vec::with_capacity(buffers_max),
+            names: vec![SockAddr::empty(); messages],
+            controls: vec![Control::empty(); messages],
+            count: 0,
+            buffers_max,
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.count = 0;
+        self.buffers.clear();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether `messages` more, of `pieces` pieces together, fit.
+    pub(crate) fn has_room(&self, messages: usize, pieces: usize) -> bool {
+        self.count + messages <= self.headers.len()
+            && self.buffers.len() + pieces <= self.buffers_max
+    }
+
+    /// Adds a datagram. There is room for it.
+    pub(crate) fn push(&mut self, arena: &Arena, leave: Leave, spans: impl Iterator<Item = Span>) {
+        let index = self.count;
+        let first = self.buffers.len();
+        self.buffers.extend(spans.map(|span| arena.iovec(span)));
+        assert!(self.buffers.len() <= self.buffers_max, "the caller has asked for room");
+        self.names[index] = leave.to.into();
+        let control = &mut self.controls[index];
+        control.clear();
+        let (level, hop_limit, tos) = if leave.to.is_ipv4() {
+            (libc::IPPROTO_IP, libc::IP_TTL, libc::IP_TOS)
+        } else {
+            (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, libc::IPV6_TCLASS)
+        };
+        if leave.hop_limit != 0 {
+            control.push(level, hop_limit, &i32::from(leave.hop_limit).to_ne_bytes());
+        }
+        if leave.tos != 0 {
+            control.push(level, tos, &i32::from(leave.tos).to_ne_bytes());
+        }
+        if leave.segment != 0 {
+            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &leave.segment.to_ne_bytes());
+        }
+        let header = &mut self.headers[index].msg_hdr;
+        // The list never grows beyond its first allocation, so the pointers stay good until it is cleared.
+        header.msg_iov = self.buffers[first..].as_mut_ptr();
+        header.msg_iovlen = (self.buffers.len() - first) as _;
+        header.msg_name = self.names[index].as_mut_ptr().cast();
+        header.msg_namelen = self.names[index].len();
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = control.used() as _;
+        self.count += 1;
+    }
+
+    /// Sends from message `first` on: how many went. An error is about message `first`.
+    ///
+    /// # Safety
+    ///
+    /// The leases of the spans pushed since [`SendBatch::clear`] are held, and nobody writes to them.
+    pub(crate) unsafe fn send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        first: usize,
+    ) -> io::Result<usize> {
+        let headers = &mut self.headers[first..self.count];
+        let (pointer, count) = (headers.as_mut_ptr(), headers.len());
+        let flags = (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _;
+        // SAFETY: the headers point into this batch and, by the caller's promise, to spans that stay.
+        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), pointer, count as _, flags) };
+        sys::check(sent).map(|sent| sent as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn open(kind: DatagramKind) -> (Datagrams, SocketAddr) {
+        Datagrams::open(kind, 0, true, &Outbound::default()).expect("a socket on loopback")
+    }
+
+    fn lease_with(arena: &mut Arena, bytes: &[u8]) -> Span {
+        let lease = arena.take_large().expect("room");
+        // SAFETY: just taken.
+        unsafe { arena.show(lease, bytes.len()) }.copy_from_slice(bytes);
+        Span { lease, start: 0, len: bytes.len() as u32 }
+    }
+
+    /// What one call receives, with payloads.
+    fn receive(socket: &Datagrams, arena: &mut Arena) -> Vec<(Received, Vec<u8>)> {
+        std::thread::sleep(Duration::from_millis(20));
+        let mut batch = ReceiveBatch::new();
+        let count = batch.receive(socket, arena).expect("datagrams").expect("leases");
+        let message = |index| {
+            let received = batch.message(index);
+            // SAFETY: received into, and held.
+            let bytes = unsafe { arena.show(received.lease, HEADROOM + received.bytes) };
+            (received, bytes[HEADROOM..].to_vec())
+        };
+        (0..count).map(message).collect()
+    }
+
+    #[test]
+    fn hop_limit_and_traffic_class_arrive_as_they_were_sent() {
+        for kind in [DatagramKind::Udp4, DatagramKind::Udp6] {
+            let mut arena = Arena::new(256).expect("memory");
+            let ((from, from_address), (to_socket, to)) = (open(kind), open(kind));
+            let mut batch = SendBatch::new(2, 4);
+            let halves = [lease_with(&mut arena, b"two "), lease_with(&mut arena, b"parts")];
+            let leave = Leave { to, segment: 0, hop_limit: 33, tos: 0x2a };
+            batch.push(&arena, leave, halves.into_iter());
+            let empty = Leave { hop_limit: 0, tos: 0, ..leave };
+            batch.push(&arena, empty, std::iter::empty());
+            // SAFETY: the leases are held.
+            assert_eq!(unsafe { batch.send(from.fd(), 0) }.expect("room"), 2);
+            let got = receive(&to_socket, &mut arena);
+            assert_eq!(got.len(), 2);
+            let (first, payload) = &got[0];
+            assert_eq!(payload, b"two parts");
+            assert_eq!((first.hop_limit, first.tos, first.segment), (33, 0x2a, 0));
+            assert_eq!(first.from, Some(from_address));
+            let (second, payload) = &got[1];
+            assert!(payload.is_empty());
+            assert_eq!((second.hop_limit, second.tos), (64, 0));
+            for (received, _) in got {
+                arena.release(received.lease);
+            }
+            assert_eq!(arena.in_use(), 2, "unused leases went back");
+        }
+    }
+
+    #[test]
+    fn a_train_is_cut_on_the_way_out_and_joined_on_the_way_in() {
+        let mut arena = Arena::new(256).expect("memory");
+        let ((from, _), (to_socket, to)) = (open(DatagramKind::Udp4), open(DatagramKind::Udp4));
+        let train: Vec<u8> = (0..3500_u32).map(|i| (i / 1000) as u8).collect();
+        let span = lease_with(&mut arena, &train);
+        let mut batch = SendBatch::new(1, 1);
+        let leave = Leave { to, segment: 1000, hop_limit: 0, tos: 0 };
+        batch.push(&arena, leave, std::iter::once(span));
+        // SAFETY: the lease is held.
+        assert_eq!(unsafe { batch.send(from.fd(), 0) }.expect("room"), 1);
+        let got = receive(&to_socket, &mut arena);
+        let bytes: Vec<u8> = got.iter().flat_map(|(_, payload)| payload.clone()).collect();
+        assert_eq!(bytes, train);
+        let (first, payload) = &got[0];
+        assert!(got.len() == 4 || (first.segment == 1000 && payload.len() > 1000));
+    }
+
+    #[test]
+    fn a_taken_port_is_replaced_by_another_one() {
+        let outbound = Outbound::default();
+        let (_first, address) = open(DatagramKind::Udp4);
+        let again = Datagrams::open(DatagramKind::Udp4, address.port(), true, &outbound);
+        let (_second, other) = again.expect("another port");
+        assert_ne!(other.port(), address.port());
+        let low = Datagrams::open(DatagramKind::Udp4, 53, true, &outbound);
+        let (_third, low) = low.expect("another port");
+        assert!(low.port() >= 1024);
+    }
+}

@@ -1,0 +1,102 @@
+//! The epoll backend, on mio: edge triggered readiness, and one `read(2)` per frame.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll};
+
+use crate::arena::Arena;
+use crate::backend::{Backend, Event, FromTap, Ready, Token};
+use crate::tap::Tap;
+
+/// Events taken per wake-up; what is left comes with the next.
+const EVENTS_PER_WAIT: usize = 256;
+
+/// See the [module](self).
+pub(crate) struct Epoll {
+    poll: Poll,
+    events: Events,
+    /// The TAP has not said that it is empty since it was last readable.
+    tap_is_ready: bool,
+}
+
+impl Epoll {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            poll: Poll::new()?,
+            events: Events::with_capacity(EVENTS_PER_WAIT),
+            tap_is_ready: true,
+        })
+    }
+}
+
+impl Backend for Epoll {
+    const NAME: &'static str = "epoll";
+
+    fn start(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn watch(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        let interest = match token {
+            Token::Tap | Token::Mailbox | Token::Exit => Interest::READABLE,
+            Token::Socket { .. } | Token::PairClient { .. } | Token::PairServer { .. } => {
+                Interest::READABLE | Interest::WRITABLE
+            }
+        };
+        let token = mio::Token(token.pack() as usize);
+        self.poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, interest)
+    }
+
+    fn forget(&mut self, _fd: BorrowedFd<'_>, _token: Token) {
+        // The last close of a descriptor takes it out of the epoll set, and ours are never duplicated.
+    }
+
+    fn wait(
+        &mut self,
+        _tap: &Tap,
+        _arena: &mut Arena,
+        timeout: Option<Duration>,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()> {
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            result => result?,
+        }
+        for event in &self.events {
+            let Some(token) = Token::unpack(event.token().0 as u64) else { continue };
+            if token == Token::Tap {
+                self.tap_is_ready = true;
+                continue;
+            }
+            let ready = Ready {
+                read: event.is_readable() || event.is_read_closed(),
+                write: event.is_writable(),
+                error: event.is_error(),
+            };
+            events.push(Event { token, ready, has_ended: false });
+        }
+        Ok(())
+    }
+
+    fn next_frame(&mut self, tap: &Tap, arena: &mut Arena) -> io::Result<FromTap> {
+        if !self.tap_is_ready {
+            return Ok(FromTap::Empty);
+        }
+        let result = tap.read_frame(arena);
+        self.tap_is_ready = matches!(result, Ok(FromTap::Frame(_) | FromTap::Starved));
+        result
+    }
+
+    fn has_frames(&self) -> bool {
+        self.tap_is_ready
+    }
+
+    fn on_idle(&mut self, _arena: &Arena) {}
+
+    fn leases_held(&self) -> u32 {
+        0
+    }
+}

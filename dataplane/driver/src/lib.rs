@@ -1,0 +1,44 @@
+//! Drives the engine of `usernetd` on Linux.
+//!
+//! A [`Runtime`] is one shard's thread: it owns the TAP, all host-side sockets, all packet memory and the clock,
+//! feeds [`usernet_core::Shard`] its inputs and runs the ops that come out. Two backends do the waiting and the
+//! batches, and pass the same tests:
+//!
+//! - **epoll**, on `mio`: edge triggered, one system call per frame and per socket operation;
+//! - **io_uring**: the TAP is read by one multishot request into buffers that the kernel picks from a ring,
+//!   readiness comes from multishot polls, and what goes out goes out in batches.
+//!
+//! A [`Handle`] reaches into a running [`Runtime`] from another thread: status, flows, new rules, the end.
+
+mod address;
+mod arena;
+mod backend;
+mod bufring;
+pub mod caps;
+mod capture;
+mod control;
+mod counters;
+mod datagram;
+mod engine;
+mod epoll;
+mod errno;
+mod errqueue;
+mod events;
+mod exec;
+mod listen;
+pub mod mailbox;
+pub mod namespace;
+pub mod runtime;
+pub mod setup;
+mod splice;
+mod stream;
+mod sys;
+mod table;
+mod tap;
+mod uring;
+mod vnet;
+
+pub use caps::Caps;
+pub use mailbox::{Gone, Handle, Install, InstallError, NewListener, Status};
+pub use runtime::{Ended, Runtime};
+pub use setup::{BackendChoice, DriverError, Link, LinkOffload, NamespaceSockets, Outbound, Setup};

@@ -1,0 +1,118 @@
+//! Making the TAP, in the namespace that the calling process is in.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+
+use super::message::{Failure, Step};
+use crate::{Link, LinkOffload};
+
+/// Bytes of virtio-net header in front of each frame: `struct virtio_net_hdr` without `num_buffers`, which
+/// is for rings only.
+const VNET_HEADER_BYTES: u8 = 10;
+
+/// `TUN_F_USO4 | TUN_F_USO6` (Linux 6.2).
+const USO: libc::c_uint = 0x20 | 0x40;
+
+/// The longest name of a device: `IFNAMSIZ` with its terminating zero.
+const NAME_BYTES_MAX: usize = libc::IFNAMSIZ - 1;
+
+/// What the kernel's `dev_valid_name` accepts, less `%`, which makes a name a pattern.
+pub(super) fn is_device_name(name: &str) -> bool {
+    let is_allowed = |c: u8| c.is_ascii_graphic() && !matches!(c, b'/' | b':' | b'%');
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name.bytes().all(is_allowed)
+}
+
+/// Makes it: attached to the descriptor, down, unconfigured.
+pub(super) fn create(name: &str, is_offloaded: bool) -> Result<Link, Failure> {
+    let tap = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .map(OwnedFd::from)
+        .map_err(errno)
+        .map_err(Failure::at(Step::OpenTun))?;
+    set_interface(&tap, name, is_offloaded).map_err(Failure::at(Step::CreateTap))?;
+    let offload = match is_offloaded {
+        true => set_offload(&tap).map_err(Failure::at(Step::SetOffload))?,
+        false => LinkOffload::default(),
+    };
+    Ok(Link { tap, offload })
+}
+
+/// The kernel's answer that an [`io::Error`] stands for.
+pub(super) fn errno(error: io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+/// `TUNSETIFF`. `IFF_TUN_EXCL` makes it fail with `EBUSY` whatever device of that name exists, rather than
+/// take over a persistent TAP that somebody set up for something else.
+fn set_interface(tap: &OwnedFd, name: &str, is_offloaded: bool) -> nix::Result<()> {
+    let vnet = if is_offloaded { libc::IFF_VNET_HDR } else { 0 };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_TUN_EXCL | vnet;
+    // SAFETY: `ifreq` is plain data, for which all zeros is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    debug_assert!(is_device_name(name), "names are checked before the helper is started");
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(NAME_BYTES_MAX)) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+    Errno::result(result).map(drop)
+}
+
+/// Asks for everything, and for less where the kernel does not know it.
+fn set_offload(tap: &OwnedFd) -> nix::Result<LinkOffload> {
+    let header_bytes = libc::c_int::from(VNET_HEADER_BYTES);
+    // SAFETY: TUNSETVNETHDRSZ reads one `int`.
+    let result = unsafe {
+        libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const header_bytes)
+    };
+    Errno::result(result)?;
+    let tso = libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    for (flags, has_tso, has_uso) in [
+        (libc::TUN_F_CSUM | tso | USO, true, true),
+        (libc::TUN_F_CSUM | tso, true, false),
+        (libc::TUN_F_CSUM, false, false),
+    ] {
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        let result = unsafe {
+            libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(flags))
+        };
+        match Errno::result(result) {
+            Ok(_) => {
+                return Ok(LinkOffload {
+                    vnet_header_bytes: VNET_HEADER_BYTES,
+                    checksum: true,
+                    tso: has_tso,
+                    uso: has_uso,
+                });
+            }
+            // A flag that this kernel does not know (`set_offload` in drivers/net/tun.c).
+            Err(Errno::EINVAL) => {}
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(LinkOffload { vnet_header_bytes: VNET_HEADER_BYTES, ..LinkOffload::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_the_kernel_refuses_or_expands_are_refused() {
+        for name in ["tap0", "a", "fifteen-bytes-x", "t.1"] {
+            assert!(is_device_name(name), "{name}");
+        }
+        for name in ["", "sixteen-bytes-xx", ".", "..", "a/b", "a:b", "tap%d", "a b", "ü"] {
+            assert!(!is_device_name(name), "{name}");
+        }
+    }
+}

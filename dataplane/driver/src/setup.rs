@@ -1,0 +1,116 @@
+//! What a runtime is given at its start, and why it may not come about.
+
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use usernet_core::{Config, Rules};
+
+/// Which backend shall drive the shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// io_uring where it works, else epoll; [`Caps`](crate::Caps) says why.
+    #[default]
+    Auto,
+    /// io_uring, or an error.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+/// Everything that a runtime needs. Descriptors become its own.
+pub struct Setup {
+    /// The backend.
+    pub backend: BackendChoice,
+    /// The shard's configuration.
+    pub config: Config,
+    /// The rules in force at the start. Listeners come by [`Handle::install`](crate::Handle::install).
+    pub rules: Arc<Rules>,
+    /// The guest's side.
+    pub link: Link,
+    /// Where host-side sockets leave from.
+    pub outbound: Outbound,
+    /// Sockets in the guest's namespace; none: loopback-to-loopback connections pass the link.
+    pub namespace: Option<Box<dyn NamespaceSockets>>,
+    /// Every frame of both directions is written here (pcap, nanoseconds).
+    pub pcap: Option<File>,
+    /// The runtime ends when one of these becomes readable or hangs up: a pipe's end, a pidfd.
+    pub exit_fds: Vec<OwnedFd>,
+}
+
+/// The port that carries the guest's frames.
+pub struct Link {
+    /// A TAP device, attached (`TUNSETIFF` with `IFF_TAP | IFF_NO_PI`), with the offload set that `offload` says.
+    pub tap: OwnedFd,
+    /// What it was set to.
+    pub offload: LinkOffload,
+}
+
+/// What the link takes over from its two ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkOffload {
+    /// Bytes of virtio-net header in front of each frame (`TUNSETVNETHDRSZ`): 0 (no `IFF_VNET_HDR`), 10 or 12.
+    pub vnet_header_bytes: u8,
+    /// Partial checksums both ways (`TUN_F_CSUM`).
+    pub checksum: bool,
+    /// TCP super-frames both ways, v4 and v6 (`TUN_F_TSO4 | TUN_F_TSO6`, ECN included).
+    pub tso: bool,
+    /// UDP trains both ways, v4 and v6 (`TUN_F_USO4 | TUN_F_USO6`, Linux 6.2).
+    pub uso: bool,
+}
+
+/// Where host-side sockets leave from, those to loopback excepted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outbound {
+    /// Local IPv4 address; none: the kernel chooses.
+    pub v4: Option<Ipv4Addr>,
+    /// Local IPv6 address; none: the kernel chooses.
+    pub v6: Option<Ipv6Addr>,
+    /// Interface (`SO_BINDTODEVICE`).
+    pub interface: Option<String>,
+}
+
+/// Makes TCP sockets inside the guest's namespace, for connections that need not pass the link.
+pub trait NamespaceSockets: Send {
+    /// A nonblocking socket, connected or connecting to a loopback address of the guest.
+    fn connect(&mut self, to: SocketAddr) -> io::Result<OwnedFd>;
+}
+
+/// Why a runtime did not come about, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The ring was asked for by name and is not to be had.
+    #[error("io_uring cannot be used: {reason}")]
+    IoUring {
+        /// What was tried, and the kernel's answer.
+        reason: String,
+    },
+    /// Packet memory could not be set aside.
+    #[error("cannot set aside {bytes} bytes of packet memory: {source}")]
+    Memory {
+        /// How much was wanted.
+        bytes: usize,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A system call without which there is no runtime.
+    #[error("{what}: {source}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Limits that contradict each other.
+    #[error("limits: {0}")]
+    Limits(&'static str),
+}
+
+impl DriverError {
+    /// For `map_err`.
+    pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
+}

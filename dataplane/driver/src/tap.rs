@@ -1,0 +1,168 @@
+//! The TAP: frames in and out, one per call, with or without a virtio-net header.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use usernet_core::op::{Checksum, Gso};
+use usernet_core::packet::offload::{complete_checksum, cut};
+use usernet_core::{Config, LeaseId, Offload, Span};
+
+use crate::arena::{Arena, FRONT_BYTES, LARGE_ROOM};
+use crate::backend::{FromTap, RawFrame};
+use crate::capture::Capture;
+use crate::setup::{Link, LinkOffload};
+use crate::sys;
+use crate::vnet::{self, HEADER_BYTES_MAX, Malformed};
+
+/// More identifications than the pieces of one frame need.
+const FRAGMENTED_PER_FRAME: u32 = 1 << 12;
+
+const _: () = assert!(HEADER_BYTES_MAX <= FRONT_BYTES, "the header fits in front of the frame");
+
+/// See the [module](self).
+pub(crate) struct Tap {
+    fd: OwnedFd,
+    offload: LinkOffload,
+    /// Bytes of virtio-net header.
+    header_bytes: usize,
+    capture: Option<Capture>,
+    /// Bytes of IP that a frame may have when it is cut here.
+    mtu: u16,
+    /// Of the last frame that was fragmented here. Only the guest sees it, and the guest alone is hurt by guessing it.
+    identification: u32,
+}
+
+impl Tap {
+    /// Takes the device over and makes it nonblocking.
+    pub(crate) fn new(link: Link, config: &Config, capture: Option<Capture>) -> io::Result<Self> {
+        let flags = rustix::fs::fcntl_getfl(&link.tap)?;
+        rustix::fs::fcntl_setfl(&link.tap, flags | rustix::fs::OFlags::NONBLOCK)?;
+        let header_bytes = usize::from(link.offload.vnet_header_bytes);
+        Ok(Self {
+            fd: link.tap,
+            offload: link.offload,
+            header_bytes,
+            capture,
+            mtu: config.mtu,
+            identification: config.seed as u32,
+        })
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Where a read into `lease` has to put the virtio-net header, and how much may come.
+    pub(crate) fn read_target(&self, arena: &Arena, lease: LeaseId) -> (*mut u8, usize) {
+        let pointer = arena.start(lease).wrapping_sub(self.header_bytes);
+        (pointer, LARGE_ROOM + self.header_bytes)
+    }
+
+    /// Reads a frame into a large lease.
+    pub(crate) fn read_frame(&self, arena: &mut Arena) -> io::Result<FromTap> {
+        let Some(lease) = arena.take_large() else { return Ok(FromTap::Starved) };
+        let (pointer, len) = self.read_target(arena, lease);
+        // SAFETY: the lease was taken for this read; the range is the slot's, from inside its front on.
+        let read = unsafe { libc::read(self.fd.as_raw_fd(), pointer.cast(), len) };
+        match sys::check_bytes(read) {
+            Ok(bytes) => Ok(FromTap::Frame(RawFrame { lease, bytes })),
+            Err(error) => {
+                arena.release(lease);
+                if sys::would_block(&error) { Ok(FromTap::Empty) } else { Err(error) }
+            }
+        }
+    }
+
+    /// What was read: bytes of the frame proper, and what the link says of it.
+    pub(crate) fn decode(
+        &mut self,
+        arena: &Arena,
+        raw: RawFrame,
+    ) -> Result<(usize, Offload), Malformed> {
+        let bytes = raw.bytes.checked_sub(self.header_bytes).ok_or(Malformed)?;
+        let offload = if self.header_bytes == 0 {
+            Offload::default()
+        } else {
+            let (pointer, _) = self.read_target(arena, raw.lease);
+            // SAFETY: just read, that many bytes; the lease is held and nobody else looks at it.
+            let header = unsafe { std::slice::from_raw_parts(pointer, self.header_bytes) };
+            vnet::decode(header, bytes)?
+        };
+        Ok((bytes, offload))
+    }
+
+    /// Writes a frame. The lease stays the caller's.
+    pub(crate) fn write(&mut self, arena: &Arena, span: Span, offload: Offload) -> io::Result<()> {
+        // SAFETY: the core has handed the lease over with the op; nobody else looks at it.
+        let frame = unsafe { arena.span(span) };
+        if !self.can_cut(offload.gso) {
+            return self.write_cut(frame, offload);
+        }
+        let offload = self.without_checksum(frame, offload);
+        let pointer = arena.span_start(span).wrapping_sub(self.header_bytes);
+        if self.header_bytes > 0 {
+            let header = vnet::encode(offload, frame);
+            // SAFETY: `header_bytes` are at most `FRONT_BYTES`, which every slot has in front of its spans.
+            let place = unsafe { std::slice::from_raw_parts_mut(pointer, self.header_bytes) };
+            place.copy_from_slice(&header[..self.header_bytes]);
+        }
+        let len = self.header_bytes + span.len as usize;
+        // SAFETY: header and frame lie one behind the other in the slot.
+        let written = unsafe { libc::write(self.fd.as_raw_fd(), pointer.cast(), len) };
+        sys::check_bytes(written).map(drop)
+    }
+
+    /// Writes a frame to the capture file, if there is one.
+    pub(crate) fn capture(&mut self, frame: &[u8], offload: Offload) -> io::Result<()> {
+        match &mut self.capture {
+            Some(capture) => capture.write(frame, offload),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes a frame in pieces that the link can carry: by the first error of any of them.
+    fn write_cut(&mut self, frame: &[u8], offload: Offload) -> io::Result<()> {
+        // Each piece is complete: an empty virtio-net header says so.
+        let vnet = [0_u8; HEADER_BYTES_MAX];
+        let (fd, vnet) = (self.fd.as_fd(), &vnet[..self.header_bytes]);
+        // Train after train counts on from its own identification; a train has fewer pieces than this.
+        self.identification = self.identification.wrapping_add(FRAGMENTED_PER_FRAME);
+        let mut result = Ok(());
+        let emit = &mut |headers: &[u8], payload: &[u8]| {
+            let parts = [IoSlice::new(vnet), IoSlice::new(headers), IoSlice::new(payload)];
+            if let Err(error) = rustix::io::writev(fd, &parts)
+                && result.is_ok()
+            {
+                result = Err(error.into());
+            }
+        };
+        cut(frame, offload, self.mtu, self.identification, emit)
+            .map_err(|usernet_core::packet::Malformed| io::ErrorKind::InvalidData)?;
+        result
+    }
+
+    /// Whether the link cuts such a frame itself.
+    fn can_cut(&self, gso: Gso) -> bool {
+        match gso {
+            Gso::None => true,
+            Gso::Tcp4 { .. } | Gso::Tcp6 { .. } => self.offload.tso,
+            Gso::Udp { .. } => self.offload.uso,
+            Gso::Fragment => false,
+        }
+    }
+
+    /// Completes the checksum where the link does not.
+    fn without_checksum(&self, frame: &mut [u8], offload: Offload) -> Offload {
+        if self.offload.checksum {
+            return offload;
+        }
+        complete_checksum(frame, &offload);
+        Offload { checksum: Checksum::Unchecked, gso: offload.gso }
+    }
+}
+
+/// Whether an error says that the device is gone for good: its namespace, or it itself, was deleted
+/// (`tun_chr_read_iter`: `EBADFD`).
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::ENXIO | libc::EFAULT))
+}

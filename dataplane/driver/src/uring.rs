@@ -1,0 +1,324 @@
+//! The io_uring backend.
+//!
+//! # Theory of operation
+//!
+//! One multishot read takes the guest's frames from the TAP into large leases that lie ready in a ring of provided
+//! buffers; the buffer's id *is* the lease. A burst of a hundred small frames costs one system call, where epoll needs a
+//! hundred. Readiness of everything else comes from multishot polls, which are edge triggered; starting and ending
+//! a watch rides on the next wait and costs no call of its own. Socket operations are direct calls.
+//!
+//! The ring is made disabled, restricted to the opcodes in use ([`restrictions`]), and enabled by the thread that runs
+//! the shard, which alone may submit to it (`IORING_SETUP_SINGLE_ISSUER`). Work is deferred to the wait
+//! (`IORING_SETUP_DEFER_TASKRUN`): completions appear only there, so that nothing changes within a turn.
+//!
+//! A request holds a reference to its file. A watched descriptor that is closed is really closed when the removal of
+//! its poll has been submitted, at the end of the turn.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
+
+use io_uring::squeue::Flags;
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, Probe, cqueue, opcode, register, squeue};
+use usernet_core::LeaseId;
+
+use crate::arena::Arena;
+use crate::backend::{Backend, Event, FromTap, RawFrame, Ready, Token};
+use crate::bufring::BufferRing;
+use crate::tap::Tap;
+
+/// Entries of the submission queue. When it is full it is submitted.
+const SUBMISSIONS: u32 = 256;
+
+/// Entries of the completion queue: a poll that finds it full has to be started again.
+const COMPLETIONS: u32 = 8_192;
+
+/// Leases that lie ready for frames. Few enough to stay in the cache, enough for a burst.
+const BUFFERS: u16 = 64;
+
+/// The only group of provided buffers.
+const GROUP: u16 = 0;
+
+/// `user_data` of requests whose completion says nothing.
+const IGNORED: u64 = u64::MAX;
+
+/// See the [module](self).
+pub(crate) struct Uring {
+    ring: IoUring,
+    buffers: BufferRing,
+    /// Whether the kernel has multishot reads (Linux 6.7). Without them the TAP is polled, and read by direct calls.
+    reads_on_ring: bool,
+    /// The request on the TAP is alive.
+    tap_is_armed: bool,
+    /// Without multishot reads: the TAP has not said that it is empty.
+    tap_is_ready: bool,
+    /// The TAP's descriptor, for starting its request again.
+    tap: RawFd,
+    /// Frames that have come and were not asked for yet.
+    frames: VecDeque<RawFrame>,
+    /// Buffers that a failed read has taken.
+    unused: Vec<LeaseId>,
+    /// What the read of the TAP ended with.
+    tap_error: Option<io::Error>,
+}
+
+impl Uring {
+    /// Makes the ring, disabled. The error says what was tried.
+    pub(crate) fn new() -> Result<Self, (&'static str, io::Error)> {
+        let ring = setup().map_err(|error| ("io_uring_setup", error))?;
+        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
+            return Err(("the kernel's io_uring is too old", io::ErrorKind::Unsupported.into()));
+        }
+        let mut probe = Probe::new();
+        let submitter = ring.submitter();
+        submitter
+            .register_probe(&mut probe)
+            .map_err(|error| ("probing io_uring's operations", error))?;
+        let reads_on_ring = probe.is_supported(opcode::ReadMulti::CODE);
+        let buffers = BufferRing::new(BUFFERS).map_err(|error| ("buffers for io_uring", error))?;
+        // SAFETY: `buffers` is stored beside the ring and dropped after it.
+        unsafe { submitter.register_buf_ring_with_flags(buffers.address(), BUFFERS, GROUP, 0) }
+            .map_err(|error| ("registering buffers with io_uring", error))?;
+        submitter
+            .register_restrictions(&mut restrictions())
+            .map_err(|error| ("restricting io_uring", error))?;
+        Ok(Self {
+            ring,
+            buffers,
+            reads_on_ring,
+            tap_is_armed: false,
+            tap_is_ready: true,
+            tap: -1,
+            frames: VecDeque::with_capacity(usize::from(BUFFERS)),
+            unused: Vec::new(),
+            tap_error: None,
+        })
+    }
+
+    /// Queues a request; a full queue is submitted first.
+    fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        loop {
+            // SAFETY: requests point to nothing but provided buffers, which the arena outlives the ring with.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return Ok(());
+            }
+            self.ring.submit()?;
+        }
+    }
+
+    /// Puts free leases in the ring of buffers, up to its size.
+    fn fill_buffers(&mut self, tap: &Tap, arena: &mut Arena) {
+        while self.buffers.has_room()
+            && let Some(lease) = arena.take_large()
+        {
+            let (pointer, len) = tap.read_target(arena, lease);
+            // Ids of leases are dense and below the limit, which `Runtime::new` keeps below 65,536.
+            self.buffers.add(pointer, len as u32, lease.0 as u16);
+        }
+        self.buffers.publish();
+    }
+
+    /// Starts the request on the TAP, if it is not alive.
+    fn arm_tap(&mut self) -> io::Result<()> {
+        if self.tap_is_armed || self.tap < 0 || (self.reads_on_ring && self.buffers.is_empty()) {
+            return Ok(());
+        }
+        let entry = if self.reads_on_ring {
+            // Length 0: that of the buffer.
+            opcode::ReadMulti::new(Fd(self.tap), 0, GROUP).build()
+        } else {
+            poll(self.tap, Token::Tap)
+        };
+        self.push(&entry.user_data(Token::Tap.pack()))?;
+        self.tap_is_armed = true;
+        Ok(())
+    }
+
+    /// Submits what is queued, and waits for a completion.
+    fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let time;
+        let mut args = SubmitArgs::new();
+        let want = match timeout {
+            Some(Duration::ZERO) => 0,
+            None => 1,
+            Some(timeout) => {
+                time = Timespec::from(timeout);
+                args = args.timespec(&time);
+                1
+            }
+        };
+        match self.ring.submitter().submit_with_args(want, &args) {
+            Ok(_) => Ok(()),
+            // The timeout; a signal; completions that wait to be taken before more can be submitted.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
+                ) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn on_completion(&mut self, entry: &cqueue::Entry, events: &mut Vec<Event>) {
+        let Some(token) = Token::unpack(entry.user_data()) else { return };
+        let has_ended = !cqueue::more(entry.flags());
+        if token == Token::Tap {
+            return self.on_tap(entry, has_ended);
+        }
+        let Ok(mask) = u32::try_from(entry.result()) else {
+            // ECANCELED, mostly: the watch was ended. What else a poll may fail with, a direct call will find.
+            if entry.result() != -libc::ECANCELED {
+                let ready = Ready { read: true, write: true, error: true };
+                events.push(Event { token, ready, has_ended });
+            }
+            return;
+        };
+        let has = |bits: i16| mask & bits as u32 != 0;
+        let ready = Ready {
+            read: has(libc::POLLIN | libc::POLLRDHUP | libc::POLLHUP),
+            write: has(libc::POLLOUT),
+            error: has(libc::POLLERR),
+        };
+        events.push(Event { token, ready, has_ended });
+    }
+
+    fn on_tap(&mut self, entry: &cqueue::Entry, has_ended: bool) {
+        self.tap_is_armed &= !has_ended;
+        if !self.reads_on_ring {
+            self.tap_is_ready = true;
+            return;
+        }
+        let lease = cqueue::buffer_select(entry.flags()).map(|id| LeaseId(u32::from(id)));
+        if let Some(lease) = lease {
+            self.buffers.on_taken(lease.0 as u16);
+        }
+        match (usize::try_from(entry.result()), lease) {
+            (Ok(bytes), Some(lease)) => self.frames.push_back(RawFrame { lease, bytes }),
+            // Out of buffers: it starts again when there are some.
+            (Err(_), _) if entry.result() == -libc::ENOBUFS => {}
+            (Err(_), lease) => {
+                self.unused.extend(lease);
+                self.tap_error = Some(io::Error::from_raw_os_error(-entry.result()));
+            }
+            (Ok(_), None) => {}
+        }
+    }
+}
+
+impl Backend for Uring {
+    const NAME: &'static str = "io_uring";
+
+    fn start(&mut self) -> io::Result<()> {
+        self.ring.submitter().register_enable_rings()
+    }
+
+    fn watch(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        if token == Token::Tap {
+            self.tap = fd.as_raw_fd();
+            return Ok(());
+        }
+        self.push(&poll(fd.as_raw_fd(), token).user_data(token.pack()))
+    }
+
+    fn forget(&mut self, _fd: BorrowedFd<'_>, token: Token) {
+        let remove = opcode::PollRemove::new(token.pack()).build().user_data(IGNORED);
+        // Where it fails the ring is broken, and the next wait says so.
+        let _ = self.push(&remove);
+    }
+
+    fn wait(
+        &mut self,
+        tap: &Tap,
+        arena: &mut Arena,
+        timeout: Option<Duration>,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()> {
+        for lease in self.unused.drain(..) {
+            arena.release(lease);
+        }
+        if self.reads_on_ring {
+            self.fill_buffers(tap, arena);
+        }
+        self.arm_tap()?;
+        self.enter(timeout)?;
+        while let Some(entry) = { self.ring.completion().next() } {
+            self.on_completion(&entry, events);
+        }
+        Ok(())
+    }
+
+    fn next_frame(&mut self, tap: &Tap, arena: &mut Arena) -> io::Result<FromTap> {
+        if let Some(frame) = self.frames.pop_front() {
+            return Ok(FromTap::Frame(frame));
+        }
+        if let Some(error) = self.tap_error.take() {
+            return Err(error);
+        }
+        if self.reads_on_ring || !self.tap_is_ready {
+            return Ok(FromTap::Empty);
+        }
+        let result = tap.read_frame(arena);
+        self.tap_is_ready = matches!(result, Ok(FromTap::Frame(_) | FromTap::Starved));
+        result
+    }
+
+    fn has_frames(&self) -> bool {
+        !self.frames.is_empty() || (!self.reads_on_ring && self.tap_is_ready)
+    }
+
+    fn on_idle(&mut self, arena: &Arena) {
+        // The kernel writes to these only within our own waits.
+        for lease in self.buffers.ids() {
+            arena.discard(LeaseId(u32::from(lease)));
+        }
+    }
+
+    fn leases_held(&self) -> u32 {
+        (self.buffers.len() + self.unused.len()) as u32
+    }
+}
+
+/// A ring for one thread, disabled. Kernels before 6.1 cannot defer work to the wait.
+fn setup() -> io::Result<IoUring> {
+    let mut deferred = IoUring::builder();
+    deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+    let mut cooperative = IoUring::builder();
+    cooperative.setup_coop_taskrun().setup_taskrun_flag();
+    let mut result = Err(io::ErrorKind::Unsupported.into());
+    for mut builder in [deferred, cooperative] {
+        builder.setup_r_disabled().setup_clamp().setup_cqsize(COMPLETIONS);
+        result = builder.build(SUBMISSIONS);
+        match &result {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Ok(_) | Err(_) => break,
+        }
+    }
+    result
+}
+
+/// What may be submitted, and nothing else: no opens, no connects, no sends. After this, nothing can be registered
+/// any more.
+fn restrictions() -> [register::Restriction; 4] {
+    [
+        register::Restriction::sqe_op(opcode::ReadMulti::CODE),
+        register::Restriction::sqe_op(opcode::PollAdd::CODE),
+        register::Restriction::sqe_op(opcode::PollRemove::CODE),
+        register::Restriction::sqe_flags_allowed(Flags::BUFFER_SELECT.bits()),
+    ]
+}
+
+/// A multishot poll, edge triggered as all of them are.
+fn poll(fd: RawFd, token: Token) -> squeue::Entry {
+    let bits = match token {
+        Token::Tap | Token::Mailbox | Token::Exit => libc::POLLIN,
+        Token::Socket { .. } | Token::PairClient { .. } | Token::PairServer { .. } => {
+            libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP
+        }
+    };
+    opcode::PollAdd::new(Fd(fd), bits as u32).multi(true).build()
+}

@@ -1,0 +1,749 @@
+//! Attaching to real namespaces. Needs root, `/dev/net/tun`, `ip`, `nsenter` and `unshare`.
+//!
+//! Each test body runs in a forked process of its own with a single thread, as the daemon does it: so it can
+//! become another user, be killed, and count its descriptors.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, setgroups, setresgid, setresuid};
+use usernet_core::Config;
+use usernet_driver::namespace::{
+    AttachError, Attached, Egress, EndReason, Request, Target, attach, egress_mtu,
+};
+
+const ROOT: u32 = 0;
+/// `nobody`, who is an ordinary user to the kernel.
+const USER: u32 = 65534;
+
+/// What "at once" means on a busy machine.
+const SOON: Duration = Duration::from_secs(1);
+
+// ---- where tests run ----
+
+/// Runs `body` as `uid` in a process of its own, and fails if it panics. Says so where it cannot run.
+fn in_own_process(uid: u32, body: impl FnOnce()) {
+    if let Some(missing) = missing() {
+        say(&format_args!("skipped: {missing}"));
+        return;
+    }
+    let child = spawn(uid, body);
+    assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0), "see the output above");
+}
+
+/// Writes a line past the capture of the test harness, which a forked process cannot use.
+fn say(line: &dyn std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+fn missing() -> Option<&'static str> {
+    if !Uid::effective().is_root() {
+        return Some("the namespace tests need root");
+    }
+    let tun = File::options().read(true).write(true).open("/dev/net/tun");
+    tun.err().map(|_| "the namespace tests need /dev/net/tun")
+}
+
+fn spawn(uid: u32, body: impl FnOnce()) -> Pid {
+    // SAFETY: glibc makes its allocator usable after a fork of a process with several threads.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            std::panic::set_hook(Box::new(|info| say(info)));
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                become_user(uid);
+                body();
+            }));
+            // SAFETY: ends the process without running the harness's exit handlers.
+            unsafe { libc::_exit(i32::from(result.is_err())) }
+        }
+    }
+}
+
+fn become_user(uid: u32) {
+    if uid == ROOT {
+        return;
+    }
+    setgroups(&[]).unwrap();
+    let (gid, uid) = (Gid::from_raw(uid), Uid::from_raw(uid));
+    setresgid(gid, gid, gid).unwrap();
+    setresuid(uid, uid, uid).unwrap();
+    nix::sys::prctl::set_dumpable(true).unwrap();
+}
+
+/// A process in namespaces of its own; killed when dropped.
+struct Guest(Child);
+
+impl Guest {
+    /// Root's: a network namespace only.
+    fn of_root() -> Self {
+        Self::start(Command::new("unshare").args(["-n", "sleep", "60"]))
+    }
+
+    /// An ordinary user's: a user namespace and a network namespace that it owns.
+    fn of_user() -> Self {
+        let uid = USER.to_string();
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]);
+        Self::start(command.args(["unshare", "-Urn", "sleep", "60"]))
+    }
+
+    /// As the calling user, who need not be root.
+    fn of_caller() -> Self {
+        Self::start(Command::new("unshare").args(["-Urn", "sleep", "60"]))
+    }
+
+    fn start(command: &mut Command) -> Self {
+        let guest = Self(command.stdin(Stdio::null()).spawn().unwrap());
+        // `unshare` has become `sleep`: its namespaces are there.
+        eventually("the guest starts", || {
+            fs::read_to_string(guest.path("comm")).is_ok_and(|name| name == "sleep\n")
+        });
+        guest
+    }
+
+    fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{name}", self.pid()))
+    }
+
+    /// Runs a command in the network namespace and gives its output.
+    fn run(&self, command: &str) -> String {
+        let pid = self.pid().to_string();
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["-t", &pid, "-n", "--"]).args(command.split(' '));
+        let output = nsenter.output().unwrap();
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// Runs `body` with a thread in the network namespace. Sockets stay there.
+    fn inside<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        let netns = File::open(self.path("ns/net")).unwrap();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
+                body()
+            });
+            thread.join().unwrap()
+        })
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A named network namespace; removed when dropped.
+struct Named(String);
+
+impl Named {
+    fn new(name: &str) -> Self {
+        let name = format!("usernet-{name}-{}", std::process::id());
+        ip(&format!("netns add {name}"));
+        Self(name)
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/run/netns/{}", self.0))
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if self.path().exists() {
+            let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+        }
+    }
+}
+
+fn ip(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < 3 * SOON, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn request(target: Target) -> Request {
+    let config = Config::example();
+    Request {
+        target,
+        userns: None,
+        tap_name: "tap0".to_owned(),
+        mtu: 1500,
+        guest_mac: config.guest_mac,
+        net4: config.net4,
+        net6: config.net6,
+        configure: true,
+        offload: true,
+        txqueuelen: 4000,
+    }
+}
+
+fn attach_to(guest: &Guest) -> Attached {
+    attach(&request(Target::Pid(guest.pid()))).unwrap()
+}
+
+fn error_of(request: &Request) -> AttachError {
+    match attach(request) {
+        Ok(_) => panic!("this cannot be attached to"),
+        Err(error) => error,
+    }
+}
+
+/// Waits until the end is told. Gives how long it took.
+fn wait_for_end(attached: &Attached) -> Duration {
+    let start = Instant::now();
+    let mut events = [PollFd::new(attached.ended.as_fd(), PollFlags::POLLIN)];
+    poll(&mut events, PollTimeout::from(3000u16)).unwrap();
+    start.elapsed()
+}
+
+fn is_running(pid: i32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+// ---- attaching ----
+
+/// What the guest must look like from inside.
+fn assert_configured(guest: &Guest) {
+    let devices = guest.run("ip -d address");
+    for part in [
+        "mtu 1500",
+        "52:55:0a:00:02:64",
+        "inet 10.0.2.100/24 brd 10.0.2.255",
+        "inet6 fd00::64/64",
+        "qlen 4000",
+        "inet 127.0.0.1/8",
+        "inet6 ::1/128",
+    ] {
+        assert!(devices.contains(part), "{part} is missing: {devices}");
+    }
+    assert!(!devices.contains("fd00::64/64 scope global tentative"), "{devices}");
+    let routes = guest.run("ip route") + &guest.run("ip -6 route");
+    assert!(routes.contains("default via 10.0.2.2 dev tap0"), "{routes}");
+    assert!(routes.contains("default via fd00::2 dev tap0"), "{routes}");
+    // Its own addresses answer, and are usable at once.
+    guest.inside(|| {
+        for address in ["10.0.2.100:0", "[fd00::64]:0", "127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        }
+    });
+}
+
+#[test]
+fn root_attaches_to_a_pid() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_root();
+        let start = Instant::now();
+        let attached = attach_to(&guest);
+        say(&format_args!("attach as root: {:?}", start.elapsed()));
+        assert_configured(&guest);
+        assert_eq!(attached.warnings, Vec::<String>::new());
+        assert_eq!(attached.link.offload.vnet_header_bytes, 10);
+        assert!(attached.link.offload.checksum && attached.link.offload.tso);
+        assert_eq!(attached.ended.reason(), None);
+    });
+}
+
+#[test]
+fn root_attaches_to_a_users_namespace_and_to_a_name() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_user();
+        let attached = attach(&request(Target::Path(guest.path("ns/net")))).unwrap();
+        assert_configured(&guest);
+        drop(attached);
+
+        let named = Named::new("named");
+        let _attached = attach(&request(Target::Path(named.path()))).unwrap();
+        assert!(ip(&format!("-n {} address", named.0)).contains("inet 10.0.2.100/24"));
+    });
+}
+
+#[test]
+fn an_ordinary_user_attaches_to_the_namespace_it_owns() {
+    in_own_process(USER, || {
+        let guest = Guest::of_caller();
+        let start = Instant::now();
+        let mut attached = attach_to(&guest);
+        say(&format_args!("attach as a user: {:?}", start.elapsed()));
+        assert_refused(&mut attached, "127.0.0.1:80");
+        assert_refused(&mut attached, "[::1]:80");
+
+        // With the user namespace given, it is the same.
+        drop(attached);
+        let userns = Some(guest.path("ns/user"));
+        attach(&Request { userns, ..request(Target::Pid(guest.pid())) }).unwrap();
+    });
+    in_own_process(ROOT, || {
+        let guest = Guest::of_user();
+        let daemon = spawn(USER, || {
+            let _attached = attach_to(&guest);
+            std::thread::sleep(Duration::from_secs(60));
+        });
+        eventually("the user's daemon is ready", || guest.run("ip route").contains("default"));
+        assert_configured(&guest);
+        kill(daemon, Signal::SIGKILL).unwrap();
+        waitpid(daemon, None).unwrap();
+    });
+}
+
+#[test]
+fn a_user_inside_of_its_user_namespace_attaches() {
+    in_own_process(USER, || {
+        let guest = Guest::of_caller();
+        let userns = File::open(guest.path("ns/user")).unwrap();
+        setns(userns, CloneFlags::CLONE_NEWUSER).unwrap();
+        attach_to(&guest);
+        let userns = Some(PathBuf::from("/proc/self/ns/user"));
+        attach(&Request { userns, ..request(Target::Pid(guest.pid())) }).unwrap();
+    });
+}
+
+#[test]
+fn without_configuration_the_tap_is_down_and_bare() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_root();
+        let bare = Request { configure: false, ..request(Target::Pid(guest.pid())) };
+        let _attached = attach(&bare).unwrap();
+        let devices = guest.run("ip address");
+        assert!(devices.contains("mtu 1500") && devices.contains("52:55:0a:00:02:64"), "{devices}");
+        assert!(!devices.contains("inet"), "{devices}");
+        assert!(!devices.contains(",UP"), "{devices}");
+    });
+}
+
+#[test]
+fn frames_pass_with_and_without_offload() {
+    in_own_process(ROOT, || {
+        for offload in [true, false] {
+            let guest = Guest::of_root();
+            let with = Request { offload, ..request(Target::Pid(guest.pid())) };
+            let attached = attach(&with).unwrap();
+            let header = usize::from(attached.link.offload.vnet_header_bytes);
+            assert_eq!(header, if offload { 10 } else { 0 });
+            guest.inside(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.send_to(b"hello", "10.0.2.2:9").unwrap();
+            });
+            let mut tap = File::from(attached.link.tap);
+            let mut frame = [0; 2048];
+            let is_arp = |frame: &[u8]| frame[header + 12..header + 14] == [0x08, 0x06];
+            while tap.read(&mut frame).unwrap() < header + 14 || !is_arp(&frame) {}
+            assert_eq!(frame[header..header + 6], [0xff; 6]);
+        }
+    });
+}
+
+#[test]
+fn a_namespace_without_ipv6_gives_a_warning() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_root();
+        guest.run("sysctl -w net.ipv6.conf.all.disable_ipv6=1");
+        guest.run("sysctl -w net.ipv6.conf.default.disable_ipv6=1");
+        let attached = attach_to(&guest);
+        let [warning] = &attached.warnings[..] else { panic!("{:?}", attached.warnings) };
+        assert!(warning.starts_with("no IPv6 on tap0"), "{warning}");
+        assert!(guest.run("ip route").contains("default via 10.0.2.2"));
+        drop(attached);
+
+        let guest = Guest::of_root();
+        let small = Request { mtu: 1000, ..request(Target::Pid(guest.pid())) };
+        assert!(attach(&small).unwrap().warnings[0].contains("1000 is below 1280"));
+    });
+}
+
+#[test]
+fn a_gateway_outside_of_the_network_and_an_old_default_route_are_no_obstacle() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_root();
+        let mut alone = request(Target::Pid(guest.pid()));
+        alone.net4.as_mut().unwrap().prefix = 32;
+        alone.net6.as_mut().unwrap().prefix = 128;
+        let _first = attach(&alone).unwrap();
+        assert!(guest.run("ip route").contains("default via 10.0.2.2 dev tap0 onlink"));
+
+        let other = request(Target::Pid(guest.pid()));
+        let second = attach(&Request { tap_name: "tap1".to_owned(), ..other }).unwrap();
+        assert!(second.warnings.iter().any(|w| w.contains("IPv4 default route already")));
+    });
+}
+
+// ---- being refused ----
+
+#[test]
+fn a_second_daemon_is_told_that_the_tap_exists() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_root();
+        let _first = attach_to(&guest);
+        let error = error_of(&request(Target::Pid(guest.pid())));
+        assert!(matches!(error, AttachError::TapExists { .. }), "{error:?}");
+        assert!(error.to_string().ends_with("choose --tap-name"), "{error}");
+        assert_configured(&guest);
+    });
+}
+
+#[test]
+fn a_namespace_that_is_gone_is_named() {
+    in_own_process(ROOT, || {
+        let mut guest = Guest::of_root();
+        let (by_pid, by_path) = (Target::Pid(guest.pid()), Target::Path(guest.path("ns/net")));
+        guest.kill();
+        let expected = format!("the network namespace of PID {} is gone", guest.pid());
+        assert_eq!(error_of(&request(by_pid)).to_string(), expected);
+        for target in
+            [by_path, Target::Path("/run/netns/no-such".into()), Target::Pid(0), Target::Pid(-1)]
+        {
+            let error = error_of(&request(target));
+            assert!(matches!(error, AttachError::NamespaceGone { .. }), "{error:?}");
+        }
+    });
+}
+
+#[test]
+fn what_is_no_namespace_is_refused() {
+    in_own_process(ROOT, || {
+        for path in ["/etc/passwd", "/", "/dev/null", "/proc/self/ns/mnt"] {
+            let error = error_of(&request(Target::Path(path.into())));
+            assert!(matches!(error, AttachError::NotANamespace { .. }), "{path}: {error:?}");
+        }
+        let guest = Guest::of_root();
+        let userns = Some("/proc/self/ns/net".into());
+        let error = error_of(&Request { userns, ..request(Target::Pid(guest.pid())) });
+        assert!(matches!(error, AttachError::UserNamespace { .. }), "{error:?}");
+        let tap_name = "no/name".to_owned();
+        let error = error_of(&Request { tap_name, ..request(Target::Pid(guest.pid())) });
+        assert!(matches!(error, AttachError::TapName { .. }), "{error:?}");
+    });
+}
+
+#[test]
+fn an_ordinary_user_may_not_enter_the_namespaces_of_others() {
+    in_own_process(ROOT, || {
+        let (guest, named) = (Guest::of_root(), Named::new("others"));
+        let user = spawn(USER, || {
+            for target in [Target::Pid(guest.pid()), Target::Path(named.path())] {
+                let error = error_of(&request(target));
+                assert!(matches!(error, AttachError::MayNotEnter { .. }), "{error:?}");
+                assert!(error.to_string().contains("give --userns"), "{error}");
+            }
+        });
+        assert_eq!(waitpid(user, None).unwrap(), WaitStatus::Exited(user, 0));
+    });
+}
+
+#[test]
+fn a_half_done_attachment_is_undone() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_root();
+        let mut wrong = request(Target::Pid(guest.pid()));
+        wrong.net4.as_mut().unwrap().prefix = 40;
+        let error = error_of(&wrong);
+        let text = error.to_string();
+        assert!(text.contains("give tap0 the address 10.0.2.100/40"), "{text}");
+        let devices = guest.run("ip address");
+        assert!(!devices.contains("tap0") && !devices.contains("inet"), "{devices}");
+        assert!(waitpid(Pid::from_raw(-1), Some(nix::sys::wait::WaitPidFlag::WNOHANG)).is_ok());
+    });
+}
+
+// ---- sockets ----
+
+fn connect(attached: &mut Attached, to: &str) -> io::Result<TcpStream> {
+    let stream = TcpStream::from(attached.sockets.connect(to.parse().unwrap())?);
+    let mut events = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut events, PollTimeout::from(1000u16)).unwrap();
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(stream),
+    }
+}
+
+fn assert_refused(attached: &mut Attached, to: &str) {
+    let error = connect(attached, to).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(Errno::ECONNREFUSED as i32), "{to}");
+}
+
+#[test]
+fn sockets_lead_to_the_guests_loopback() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_root();
+        let mut attached = attach_to(&guest);
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = guest.inside(|| TcpListener::bind(address).unwrap());
+            let to = listener.local_addr().unwrap();
+            let mut client = connect(&mut attached, &to.to_string()).unwrap();
+            let (mut server, from) = listener.accept().unwrap();
+            assert!(from.ip().is_loopback());
+            client.write_all(b"hello").unwrap();
+            let mut heard = [0; 5];
+            server.read_exact(&mut heard).unwrap();
+            assert_eq!(&heard, b"hello");
+            // It is nonblocking: nothing is there to be read.
+            assert_eq!(client.read(&mut heard).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            drop(listener);
+            assert_refused(&mut attached, &to.to_string());
+        }
+    });
+}
+
+#[test]
+fn a_thousand_sockets_leave_no_descriptor_behind() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_root();
+        let mut attached = attach_to(&guest);
+        let helper_fds = format!("/proc/{}/fd", attached.helper_pid);
+        let count = |path: &str| fs::read_dir(path).unwrap().count();
+        // An answer says that the helper serves: it has closed the TAP that it handed over.
+        assert_refused(&mut attached, "127.0.0.1:80");
+        let before = (count("/proc/self/fd"), count(&helper_fds));
+        let start = Instant::now();
+        for _ in 0..1000 {
+            let _ = attached.sockets.connect(SocketAddr::from((Ipv4Addr::LOCALHOST, 80)));
+        }
+        say(&format_args!("a socket takes {:?}", start.elapsed() / 1000));
+        assert_eq!(count("/proc/self/fd"), before.0);
+        // The helper closes its descriptor of a socket after the answer with it has left.
+        eventually("the helper closes them", || count(&helper_fds) <= before.1);
+    });
+}
+
+// ---- the end ----
+
+#[test]
+fn the_end_is_told_within_a_second_of_sigkill() {
+    in_own_process(ROOT, || {
+        let mut guest = Guest::of_root();
+        let attached = attach_to(&guest);
+        guest.kill();
+        let took = wait_for_end(&attached);
+        say(&format_args!("the end was told after {took:?}"));
+        assert!(took < SOON);
+        assert_eq!(attached.ended.reason(), Some(EndReason::NamespaceGone));
+    });
+    in_own_process(USER, || {
+        let mut guest = Guest::of_caller();
+        let attached = attach_to(&guest);
+        guest.kill();
+        assert!(wait_for_end(&attached) < SOON);
+        assert_eq!(attached.ended.reason(), Some(EndReason::NamespaceGone));
+    });
+}
+
+#[test]
+fn the_namespace_lives_as_long_as_any_of_its_processes() {
+    in_own_process(USER, || {
+        let mut first = Guest::of_caller();
+        let attached = attach_to(&first);
+        let pid = first.pid().to_string();
+        let mut second = Guest::start(Command::new("nsenter").args([
+            "-t",
+            &pid,
+            "-U",
+            "--preserve-credentials",
+            "-n",
+            "sleep",
+            "60",
+        ]));
+        let inode = |guest: &Guest| fs::metadata(guest.path("ns/net")).unwrap().ino();
+        assert_eq!(inode(&first), inode(&second));
+        first.kill();
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(attached.ended.reason(), None);
+        second.kill();
+        assert!(wait_for_end(&attached) < SOON);
+        assert_eq!(attached.ended.reason(), Some(EndReason::NamespaceGone));
+    });
+}
+
+#[test]
+fn two_daemons_in_one_namespace_both_notice_its_end() {
+    in_own_process(ROOT, || {
+        let mut guest = Guest::of_root();
+        let first = attach_to(&guest);
+        let other = request(Target::Pid(guest.pid()));
+        let second = attach(&Request { tap_name: "tap1".to_owned(), ..other }).unwrap();
+        guest.kill();
+        assert!(wait_for_end(&first) < SOON);
+        assert!(wait_for_end(&second) < SOON);
+    });
+}
+
+#[test]
+fn the_end_of_a_name_is_noticed_and_nothing_pins_the_namespace() {
+    in_own_process(ROOT, || {
+        // A veth's other end goes when the namespace of this one does: so we see it from outside.
+        let (named, witness) = (Named::new("ends"), Named::new("witness"));
+        ip(&format!("-n {} link add wit0 type veth peer name wit1 netns {}", witness.0, named.0));
+        let has_peer = || ip(&format!("-n {} link", witness.0)).contains("wit0");
+        let attached = attach(&request(Target::Path(named.path()))).unwrap();
+        // Changes of the mount table that are not ours.
+        drop(Named::new("other"));
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(attached.ended.reason(), None);
+
+        ip(&format!("netns del {}", named.0));
+        assert!(wait_for_end(&attached) < SOON);
+        assert_eq!(attached.ended.reason(), Some(EndReason::NamespaceGone));
+        assert!(has_peer(), "the TAP keeps the namespace");
+        drop(attached);
+        eventually("the namespace ends", || !has_peer());
+    });
+}
+
+#[test]
+fn a_name_with_processes_ends_with_the_last_of_them() {
+    in_own_process(ROOT, || {
+        let named = Named::new("busy");
+        let attached = attach(&request(Target::Path(named.path()))).unwrap();
+        let path = format!("--net={}", named.path().display());
+        let mut guest = Guest::start(Command::new("nsenter").args([&path, "sleep", "60"]));
+        ip(&format!("netns del {}", named.0));
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(attached.ended.reason(), None);
+        guest.kill();
+        assert!(wait_for_end(&attached) < SOON);
+    });
+}
+
+#[test]
+fn a_descriptor_is_a_target_too() {
+    in_own_process(ROOT, || {
+        let mut guest = Guest::of_root();
+        let file = File::open(guest.path("ns/net")).unwrap();
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let attached = attach(&request(Target::Path(path))).unwrap();
+        assert_configured(&guest);
+        guest.kill();
+        assert!(wait_for_end(&attached) < SOON);
+    });
+}
+
+// ---- the helper ----
+
+#[test]
+fn the_helper_holds_next_to_nothing_and_ignores_the_terminal() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_root();
+        let attached = attach_to(&guest);
+        let helper = Pid::from_raw(attached.helper_pid);
+        let open = || -> Vec<String> {
+            let files = fs::read_dir(format!("/proc/{helper}/fd")).unwrap();
+            files
+                .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+                .map(|path| path.display().to_string())
+                .collect()
+        };
+        let known = ["/dev/null", "socket:", "anon_inode:[pidfd]", "pidfd:"];
+        // The TAP is closed right after it was handed over.
+        eventually("the helper holds nothing else", || {
+            open().iter().all(|file| known.iter().any(|known| file.starts_with(known)))
+        });
+        assert_eq!(nix::unistd::getpgid(Some(helper)).unwrap(), helper);
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+            kill(helper, signal).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(attached.ended.reason(), None);
+        let status = fs::read_to_string(format!("/proc/{helper}/status")).unwrap();
+        assert!(status.contains("CapEff:\t0000000000080000"), "CAP_SYS_PTRACE alone: {status}");
+    });
+}
+
+#[test]
+fn a_killed_helper_is_noticed() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_root();
+        let mut attached = attach_to(&guest);
+        kill(Pid::from_raw(attached.helper_pid), Signal::SIGKILL).unwrap();
+        assert!(wait_for_end(&attached) < SOON);
+        assert_eq!(attached.ended.reason(), Some(EndReason::HelperGone));
+        assert!(connect(&mut attached, "127.0.0.1:80").is_err());
+    });
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_root();
+        let before = fs::read_dir("/proc/self/fd").unwrap().count();
+        for _ in 0..3 {
+            let attached = attach_to(&guest);
+            let helper = attached.helper_pid;
+            drop(attached);
+            assert!(!is_running(helper));
+            assert!(!guest.run("ip link").contains("tap0"));
+        }
+        assert_eq!(fs::read_dir("/proc/self/fd").unwrap().count(), before);
+    });
+}
+
+#[test]
+fn a_killed_daemon_takes_helper_and_device_with_it() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_root();
+        let user_guest = Guest::of_user();
+        for (uid, guest) in [(ROOT, &guest), (USER, &user_guest)] {
+            let daemon = spawn(uid, || {
+                let _attached = attach_to(guest);
+                std::thread::sleep(Duration::from_secs(60));
+            });
+            eventually("the daemon is ready", || guest.run("ip route").contains("default"));
+            let children = format!("/proc/{daemon}/task/{daemon}/children");
+            let helper: i32 = fs::read_to_string(children).unwrap().trim().parse().unwrap();
+            kill(daemon, Signal::SIGKILL).unwrap();
+            waitpid(daemon, None).unwrap();
+            eventually("the helper is gone", || !is_running(helper));
+            eventually("the device is gone", || !guest.run("ip link").contains("tap0"));
+        }
+    });
+}
+
+// ---- the host ----
+
+#[test]
+fn the_way_out_is_found() {
+    in_own_process(ROOT, || {
+        let egress = Egress::probe();
+        say(&format_args!("egress: {egress:?}"));
+        assert_eq!(egress.mtu(), egress_mtu());
+        assert!((576..=u16::MAX).contains(&egress.mtu()));
+
+        let guest = Guest::of_root();
+        assert_eq!(guest.inside(Egress::probe), Egress { mtu4: None, mtu6: None });
+        assert_eq!(guest.inside(egress_mtu), 1500);
+        let _attached =
+            attach(&Request { mtu: 1400, ..request(Target::Pid(guest.pid())) }).unwrap();
+        assert_eq!(guest.inside(Egress::probe), Egress { mtu4: Some(1400), mtu6: Some(1400) });
+    });
+}

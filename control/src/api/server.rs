@@ -1,0 +1,603 @@
+//! The answering side of the control socket.
+//!
+//! # Theory of operation
+//!
+//! All connections are served by one thread, which never waits for one of them: every socket is non-blocking, and
+//! [`Server::turn`] does what can be done now. A connection reads until it has a whole line, answers it, and
+//! reads on when the answer is written. So a client that does not read stops only itself, and one that sends
+//! without end fills at most [`REQUEST_BYTES_MAX`].
+//!
+//! Everything has a deadline: a request that was begun, an answer that is not read, a connection that says
+//! nothing. A connection that ends with an error is closed in two steps: the answer is written and our
+//! direction shut down; what the client still sends is thrown away until it has seen the end. Closing with unread
+//! bytes would take the answer away from it (`ECONNRESET`).
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use serde_json::Value;
+
+use super::message::{ApiError, Call, ErrorCode, Request, Response};
+use super::socket::ApiSocket;
+use super::{REQUEST_BYTES_MAX, VERSION};
+
+/// Connections at once. Further ones are told so and closed.
+pub(crate) const CONNECTIONS_MAX: usize = 16;
+
+/// Requests that one connection has answered in one turn; then it is the others' turn.
+const REQUESTS_PER_TURN: usize = 16;
+
+/// How long a request may take to arrive, from its first byte.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to read any part of an answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may say nothing.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a connection that is being closed may go on sending.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long nothing is accepted after that has failed.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a request is answered with.
+pub(crate) type Outcome = Result<Value, ApiError>;
+
+/// The listening socket and its connections.
+pub(crate) struct Server {
+    socket: ApiSocket,
+    connections: Vec<Connection>,
+    /// No descriptors: not before this.
+    accept_after: Option<Instant>,
+    /// A connection has more requests than fit into one turn.
+    has_more: bool,
+}
+
+impl Server {
+    /// Serves a socket.
+    pub(crate) fn new(socket: ApiSocket) -> Self {
+        Self { socket, connections: Vec::new(), accept_after: None, has_more: false }
+    }
+
+    /// What to wait for, and on which descriptors.
+    pub(crate) fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        let listener = (self.socket.listener.as_fd(), PollFlags::POLLIN);
+        let accepting = self.accept_after.is_none().then_some(listener);
+        accepting.into_iter().chain(self.connections.iter().map(Connection::interest))
+    }
+
+    /// When to take a turn at the latest.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let connections = self.connections.iter().map(|c| c.deadline);
+        connections.chain(self.accept_after).min()
+    }
+
+    /// Whether the next turn has something to do already.
+    pub(crate) fn has_more(&self) -> bool {
+        self.has_more
+    }
+
+    /// Does what can be done now. `answer` is asked for what each request comes to.
+    pub(crate) fn turn(&mut self, now: Instant, answer: &mut dyn FnMut(Call) -> Outcome) {
+        if self.accept_after.is_some_and(|at| at <= now) {
+            self.accept_after = None;
+        }
+        if self.accept_after.is_none() {
+            self.accept(now);
+        }
+        self.has_more = false;
+        self.connections.retain_mut(|connection| match connection.turn(now, answer) {
+            Ok(Progress::Waits) => true,
+            Ok(Progress::HasMore) => {
+                self.has_more = true;
+                true
+            }
+            Ok(Progress::Ended) | Err(_) => false,
+        });
+    }
+
+    fn accept(&mut self, now: Instant) {
+        // Bounded: a flood of connections does not keep us from serving those that are there.
+        for _ in 0..CONNECTIONS_MAX {
+            match self.socket.listener.accept() {
+                Ok((stream, _)) => self.admit(stream, now),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::warn!("cannot accept a control connection: {error}");
+                    self.accept_after = Some(now + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, stream: UnixStream, now: Instant) {
+        let refusal = if !is_trusted(&stream) {
+            Some((ErrorCode::Forbidden, "only root and the user who runs usernetd may ask it"))
+        } else if self.connections.len() >= CONNECTIONS_MAX {
+            Some((ErrorCode::Busy, "too many connections to this usernetd"))
+        } else {
+            None
+        };
+        if stream.set_nonblocking(true).is_err() {
+            return;
+        }
+        let mut connection = Connection::new(stream, now);
+        match refusal {
+            None => self.connections.push(connection),
+            Some((code, message)) => {
+                // One try and no lingering: there is no room to keep it.
+                connection.respond(now, Value::Null, Err(ApiError::new(code, message)));
+                let _ = connection.write(now);
+            }
+        }
+    }
+}
+
+/// Whether the peer is root or the user whose daemon this is. The mode of the socket says the same, but a
+/// descriptor can be handed on.
+fn is_trusted(stream: &UnixStream) -> bool {
+    let own = nix::unistd::geteuid();
+    getsockopt(stream, PeerCredentials)
+        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own.as_raw())
+}
+
+/// What a turn came to.
+enum Progress {
+    /// Nothing to do before the socket is ready.
+    Waits,
+    /// There is more to do at once.
+    HasMore,
+    /// Over.
+    Ended,
+}
+
+/// Where a connection stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Requests are read.
+    Open,
+    /// The client has ended its direction: what is left is answered.
+    Ended,
+    /// The last answer is being written.
+    Closing,
+    /// Our direction is shut down; what comes is thrown away.
+    Lingering,
+}
+
+struct Connection {
+    stream: UnixStream,
+    phase: Phase,
+    /// Bytes that are not answered yet.
+    input: Vec<u8>,
+    /// How many of them are known to hold no newline.
+    scanned: usize,
+    /// Answers that are not written yet.
+    output: Vec<u8>,
+    /// How much of them is.
+    written: usize,
+    /// When it is over, unless something happens.
+    deadline: Instant,
+}
+
+impl Connection {
+    fn new(stream: UnixStream, now: Instant) -> Self {
+        Self {
+            stream,
+            phase: Phase::Open,
+            input: Vec::new(),
+            scanned: 0,
+            output: Vec::new(),
+            written: 0,
+            deadline: now + IDLE_TIMEOUT,
+        }
+    }
+
+    fn interest(&self) -> (BorrowedFd<'_>, PollFlags) {
+        let flags = if self.output.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLOUT };
+        (self.stream.as_fd(), flags)
+    }
+
+    fn turn(
+        &mut self,
+        now: Instant,
+        answer: &mut dyn FnMut(Call) -> Outcome,
+    ) -> io::Result<Progress> {
+        for _ in 0..REQUESTS_PER_TURN {
+            if !self.write(now)? {
+                return Ok(self.unless_late(now));
+            }
+            match self.phase {
+                Phase::Open => {
+                    if !self.on_open(now, answer)? {
+                        return Ok(self.unless_late(now));
+                    }
+                }
+                Phase::Ended => self.on_ended(now, answer),
+                Phase::Closing => {
+                    self.stream.shutdown(Shutdown::Write)?;
+                    self.phase = Phase::Lingering;
+                    self.deadline = now + LINGER_TIMEOUT;
+                }
+                Phase::Lingering => return self.throw_away(now),
+            }
+        }
+        Ok(Progress::HasMore)
+    }
+
+    /// What a deadline means that has passed.
+    fn unless_late(&mut self, now: Instant) -> Progress {
+        if now < self.deadline {
+            return Progress::Waits;
+        }
+        let is_request_late = self.output.is_empty() && !self.input.is_empty();
+        if is_request_late && self.phase == Phase::Open {
+            self.refuse(now, ErrorCode::Timeout, "the request was not complete within 10 s");
+            return Progress::HasMore;
+        }
+        Progress::Ended
+    }
+
+    /// Reads, and answers one request. False: the socket has to be waited for.
+    fn on_open(
+        &mut self,
+        now: Instant,
+        answer: &mut dyn FnMut(Call) -> Outcome,
+    ) -> io::Result<bool> {
+        if let Some(end) = self.next_line() {
+            let line: Vec<u8> = self.input.drain(..=end).collect();
+            self.scanned = 0;
+            self.answer(&line, now, answer);
+            return Ok(true);
+        }
+        if self.input.len() >= REQUEST_BYTES_MAX {
+            self.refuse(now, ErrorCode::TooLarge, "a request may have 1 MiB at most");
+            return Ok(true);
+        }
+        let is_first = self.input.is_empty();
+        match self.read() {
+            Ok(0) => {
+                self.phase = Phase::Ended;
+                Ok(true)
+            }
+            Ok(_) => {
+                if is_first {
+                    self.deadline = now + REQUEST_TIMEOUT;
+                }
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The client has ended its direction: the last line may lack its newline.
+    fn on_ended(&mut self, now: Instant, answer: &mut dyn FnMut(Call) -> Outcome) {
+        let rest = std::mem::take(&mut self.input);
+        match serde_json::from_slice::<Value>(&rest) {
+            Err(error) if error.is_eof() && !rest.trim_ascii().is_empty() => {
+                let what = "the connection ended in the middle of a request";
+                self.respond(now, Value::Null, Err(ApiError::new(ErrorCode::Incomplete, what)));
+            }
+            Ok(_) | Err(_) => self.answer(&rest, now, answer),
+        }
+        self.phase = Phase::Closing;
+    }
+
+    /// Throws away what a client still sends.
+    fn throw_away(&mut self, now: Instant) -> io::Result<Progress> {
+        let mut chunk = [0; 16_384];
+        for _ in 0..REQUESTS_PER_TURN {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Ok(Progress::Ended),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(self.unless_late(now));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(if now < self.deadline { Progress::HasMore } else { Progress::Ended })
+    }
+
+    /// Where the first line ends.
+    fn next_line(&mut self) -> Option<usize> {
+        let found = self.input[self.scanned..].iter().position(|&b| b == b'\n');
+        let end = found.map(|at| self.scanned + at);
+        self.scanned = self.input.len();
+        end
+    }
+
+    fn read(&mut self) -> io::Result<usize> {
+        let mut chunk = [0; 16_384];
+        let room = chunk.len().min(REQUEST_BYTES_MAX - self.input.len());
+        let count = self.stream.read(&mut chunk[..room])?;
+        self.input.extend_from_slice(&chunk[..count]);
+        Ok(count)
+    }
+
+    /// Writes what is there. False: the socket has to be waited for.
+    fn write(&mut self, now: Instant) -> io::Result<bool> {
+        while self.written < self.output.len() {
+            match self.stream.write(&self.output[self.written..]) {
+                Ok(count) => {
+                    self.written += count;
+                    self.deadline = now + WRITE_TIMEOUT;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if !self.output.is_empty() {
+            // The memory of a large answer is not kept.
+            self.output = Vec::new();
+            self.written = 0;
+            let patience = if self.input.is_empty() { IDLE_TIMEOUT } else { REQUEST_TIMEOUT };
+            self.deadline = now + patience;
+        }
+        Ok(true)
+    }
+
+    /// Answers one line. Empty ones are passed over.
+    fn answer(&mut self, line: &[u8], now: Instant, answer: &mut dyn FnMut(Call) -> Outcome) {
+        if line.trim_ascii().is_empty() {
+            return;
+        }
+        let (id, call) = parse(line);
+        self.respond(now, id, call.and_then(answer));
+    }
+
+    fn refuse(&mut self, now: Instant, code: ErrorCode, message: &str) {
+        self.input = Vec::new();
+        self.scanned = 0;
+        self.respond(now, Value::Null, Err(ApiError::new(code, message)));
+        self.phase = Phase::Closing;
+    }
+
+    fn respond(&mut self, now: Instant, id: Value, outcome: Outcome) {
+        self.deadline = now + WRITE_TIMEOUT;
+        // Vec<u8> takes everything, and our own types have no keys but strings.
+        if serde_json::to_writer(&mut self.output, &Response::new(id, outcome)).is_ok() {
+            self.output.push(b'\n');
+        }
+    }
+}
+
+/// The request on a line: its id, as far as it can be read, and the call.
+fn parse(line: &[u8]) -> (Value, Result<Call, ApiError>) {
+    let value: Value = match serde_json::from_slice(line) {
+        Ok(value) => value,
+        Err(error) => {
+            let message = format!("not JSON: {error}");
+            return (Value::Null, Err(ApiError::new(ErrorCode::InvalidJson, message)));
+        }
+    };
+    let invalid = |what: String| Err(ApiError::new(ErrorCode::InvalidRequest, what));
+    if !value.is_object() {
+        return (Value::Null, invalid("a request is an object".to_owned()));
+    }
+    let id = value.get("id").cloned().unwrap_or_default();
+    if !matches!(id, Value::Null | Value::Number(_) | Value::String(_)) {
+        return (Value::Null, invalid("the id is a number or a string".to_owned()));
+    }
+    match serde_json::from_value::<Request>(value) {
+        Err(error) => (id, invalid(error.to_string())),
+        Ok(request) if request.version != VERSION => {
+            let message = format!(
+                "this usernetd speaks version {VERSION} of the control protocol, not {}",
+                request.version
+            );
+            (id, Err(ApiError::new(ErrorCode::UnsupportedVersion, message)))
+        }
+        Ok(request) => (id, Call::parse(&request.method, request.params)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::path::PathBuf;
+
+    /// A server and its directory; time is what the test says.
+    struct Fixture {
+        server: Server,
+        path: PathBuf,
+        now: Instant,
+    }
+
+    impl Fixture {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("usernet-{name}-{}", std::process::id()));
+            let server = Server::new(ApiSocket::bind(&path).unwrap());
+            Self { server, path, now: Instant::now() }
+        }
+
+        fn connect(&mut self) -> UnixStream {
+            let client = UnixStream::connect(&self.path).unwrap();
+            client.set_nonblocking(true).unwrap();
+            self.turn();
+            client
+        }
+
+        fn turn(&mut self) {
+            loop {
+                self.server.turn(self.now, &mut |call| Ok(Value::from(call.method())));
+                if !self.server.has_more() {
+                    return;
+                }
+            }
+        }
+
+        /// Sends all of it, the server taking turns whenever the socket is full.
+        fn send(&mut self, client: &mut UnixStream, mut bytes: &[u8]) {
+            while !bytes.is_empty() {
+                match client.write(bytes) {
+                    Ok(count) => bytes = &bytes[count..],
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.turn(),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            self.turn();
+        }
+
+        fn pass(&mut self, time: Duration) {
+            self.now += time;
+            self.turn();
+        }
+    }
+
+    fn answers(client: &UnixStream) -> Vec<Value> {
+        let lines = BufReader::new(client).lines();
+        lines.map_while(Result::ok).map(|l| serde_json::from_str(&l).unwrap()).collect()
+    }
+
+    fn code(client: &UnixStream) -> String {
+        let answers = answers(client);
+        assert_eq!(answers.len(), 1, "{answers:?}");
+        assert_eq!(answers[0]["version"], 1);
+        answers[0]["error"]["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// A read finds the end of the stream.
+    fn is_closed(client: &mut UnixStream) -> bool {
+        client.read(&mut [0; 1]).is_ok_and(|count| count == 0)
+    }
+
+    const STATUS: &[u8] = b"{\"version\":1,\"id\":7,\"method\":\"status\"}\n";
+
+    #[test]
+    fn requests_are_answered_in_order_with_their_ids() {
+        let mut fixture = Fixture::new("order");
+        let mut client = fixture.connect();
+        let second =
+            b"\n{\"version\":1,\"id\":\"b\",\"method\":\"flows\",\"params\":{\"limit\":1}}\n";
+        fixture.send(&mut client, &[STATUS, second].concat());
+        let answers = answers(&client);
+        assert_eq!(answers[0], serde_json::json!({"version": 1, "id": 7, "result": "status"}));
+        assert_eq!(answers[1], serde_json::json!({"version": 1, "id": "b", "result": "flows"}));
+        assert!(!is_closed(&mut client));
+    }
+
+    #[test]
+    fn two_hundred_requests_at_once_are_all_answered() {
+        let mut fixture = Fixture::new("pipeline");
+        let mut client = fixture.connect();
+        fixture.send(&mut client, &STATUS.repeat(200));
+        assert_eq!(answers(&client).len(), 200);
+    }
+
+    #[test]
+    fn what_is_no_request_is_told_and_the_next_one_answered() {
+        let mut fixture = Fixture::new("invalid");
+        for (line, expected) in [
+            (&b"hello\n"[..], "invalid_json"),
+            (b"\xff\xfe\n", "invalid_json"),
+            (b"{\"version\":1\n", "invalid_json"),
+            (b"[1]\n", "invalid_request"),
+            (b"{}\n", "invalid_request"),
+            (b"{\"version\":1,\"id\":{},\"method\":\"status\"}\n", "invalid_request"),
+            (b"{\"version\":\"1\",\"method\":\"status\"}\n", "invalid_request"),
+            (b"{\"version\":2,\"method\":\"status\"}\n", "unsupported_version"),
+            (b"{\"version\":1,\"method\":\"reboot\"}\n", "unknown_method"),
+            (b"{\"version\":1,\"method\":\"flows\",\"params\":7}\n", "invalid_params"),
+        ] {
+            let mut client = fixture.connect();
+            fixture.send(&mut client, line);
+            assert_eq!(code(&client), expected, "{}", String::from_utf8_lossy(line));
+            fixture.send(&mut client, STATUS);
+            assert_eq!(answers(&client)[0]["result"], "status");
+        }
+    }
+
+    #[test]
+    fn nesting_without_end_is_not_json() {
+        let mut fixture = Fixture::new("nested");
+        let mut client = fixture.connect();
+        fixture.send(&mut client, &[&b"[".repeat(500_000)[..], b"\n"].concat());
+        assert_eq!(code(&client), "invalid_json");
+    }
+
+    #[test]
+    fn a_request_cut_short_is_told() {
+        let mut fixture = Fixture::new("cut");
+        let mut client = fixture.connect();
+        fixture.send(&mut client, b"{\"version\":1,\"id\":7,\"meth");
+        client.shutdown(Shutdown::Write).unwrap();
+        fixture.turn();
+        assert_eq!(code(&client), "incomplete");
+        assert!(is_closed(&mut client));
+    }
+
+    #[test]
+    fn the_last_request_needs_no_newline() {
+        let mut fixture = Fixture::new("last");
+        let mut client = fixture.connect();
+        fixture.send(&mut client, STATUS.trim_ascii());
+        client.shutdown(Shutdown::Write).unwrap();
+        fixture.turn();
+        assert_eq!(answers(&client)[0]["result"], "status");
+        assert!(is_closed(&mut client));
+    }
+
+    #[test]
+    fn ten_megabytes_are_refused_and_the_refusal_can_be_read() {
+        let mut fixture = Fixture::new("large");
+        let mut client = fixture.connect();
+        fixture.send(&mut client, &vec![b'x'; 10 << 20]);
+        assert_eq!(code(&client), "too_large");
+        client.shutdown(Shutdown::Write).unwrap();
+        fixture.turn();
+        assert!(is_closed(&mut client) && fixture.server.connections.is_empty());
+    }
+
+    #[test]
+    fn a_request_that_is_not_finished_in_time_is_told() {
+        let mut fixture = Fixture::new("slow");
+        let mut client = fixture.connect();
+        fixture.send(&mut client, b"{");
+        fixture.pass(REQUEST_TIMEOUT - Duration::from_secs(1));
+        fixture.send(&mut client, b"\"version\"");
+        assert!(answers(&client).is_empty());
+        fixture.pass(Duration::from_secs(1));
+        assert_eq!(code(&client), "timeout");
+        assert!(is_closed(&mut client));
+        fixture.pass(LINGER_TIMEOUT);
+        assert!(fixture.server.connections.is_empty());
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_stops_only_itself() {
+        let mut fixture = Fixture::new("unread");
+        let mut slow = fixture.connect();
+        let mut other = fixture.connect();
+        while slow.write(STATUS).is_ok() {
+            fixture.turn();
+        }
+        fixture.send(&mut other, STATUS);
+        assert_eq!(answers(&other).len(), 1);
+        fixture.pass(WRITE_TIMEOUT);
+        assert_eq!(fixture.server.connections.len(), 1);
+    }
+
+    #[test]
+    fn connections_are_limited_and_idle_ones_end() {
+        let mut fixture = Fixture::new("many");
+        let mut clients: Vec<_> = (0..CONNECTIONS_MAX).map(|_| fixture.connect()).collect();
+        let one_too_many = fixture.connect();
+        assert_eq!(code(&one_too_many), "busy");
+        fixture.send(&mut clients[0], STATUS);
+        assert_eq!(answers(&clients[0]).len(), 1);
+        fixture.pass(IDLE_TIMEOUT);
+        assert!(fixture.server.connections.len() <= 1);
+        assert!(is_closed(&mut clients[1]));
+        fixture.connect();
+        assert!(!fixture.server.connections.is_empty());
+    }
+}

@@ -1,0 +1,384 @@
+//! The control thread: everything that happens beside the data path while it runs.
+//!
+//! It waits for signals, the exit descriptor, the namespace's end, changes of `/etc/resolv.conf` and requests on
+//! the control socket, and reaches the data path through its [`Handle`]. It never waits for a client; the data
+//! path never waits for it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+use serde_json::Value;
+use usernet_core::rules::HostLoopback;
+use usernet_core::{Config, Rules};
+use usernet_driver::namespace::{EndReason, NamespaceEnd};
+use usernet_driver::{Gone, Handle, Install, InstallError};
+
+use crate::api::message::{
+    ApiError, Call, ErrorCode, FlowEntry, FlowParams, Flows, Forwarded, Forwards, Network, Status,
+    Usage,
+};
+use crate::api::server::{Outcome, Server};
+use crate::forwards::{Change, Entry, ForwardError, ForwardTable};
+use crate::resolv::ResolvConf;
+use crate::spec::Spec;
+
+/// Why the daemon is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// The namespace has ended.
+    NamespaceGone,
+    /// Our helper in the namespace was killed.
+    HelperGone,
+    /// Something happened on the exit descriptor.
+    ExitFd,
+    /// A signal.
+    Signal(Signal),
+    /// A request on the control socket.
+    Requested,
+    /// The data path has ended by itself.
+    DataPath,
+}
+
+/// What a daemon was started with, as far as `status` tells it.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    /// The namespace as the command line names it.
+    pub(crate) netns: String,
+    /// The TAP's name.
+    pub(crate) tap: String,
+    /// What the shard was started with.
+    pub(crate) config: Config,
+    /// Which loopback services the guest reaches.
+    pub(crate) host_loopback: HostLoopback,
+    /// What did not work out.
+    pub(crate) warnings: Vec<String>,
+    /// When the network was there.
+    pub(crate) ready: Instant,
+}
+
+/// What ends a daemon from outside.
+pub(crate) struct Ends {
+    /// SIGTERM, SIGINT, SIGHUP; blocked everywhere else.
+    pub(crate) signals: SignalFd,
+    /// The namespace, or the helper in it.
+    pub(crate) namespace: NamespaceEnd,
+    /// What the caller gave us.
+    pub(crate) exit: Option<OwnedFd>,
+    /// Written by the main thread when the data path has ended.
+    pub(crate) data_path: Arc<EventFd>,
+}
+
+/// The state of the control thread.
+pub(crate) struct Control {
+    pub(crate) handle: Handle,
+    pub(crate) facts: Facts,
+    pub(crate) ends: Ends,
+    pub(crate) forwards: ForwardTable,
+    /// The resolvers in force.
+    pub(crate) resolvers: Vec<std::net::SocketAddr>,
+    /// None: resolvers were given on the command line.
+    pub(crate) resolv_conf: Option<ResolvConf>,
+    /// None: nobody asked for one.
+    pub(crate) server: Option<Server>,
+    /// `stop` was asked for.
+    pub(crate) is_stop_requested: bool,
+}
+
+impl Control {
+    /// Hands the data path its first listeners.
+    pub(crate) fn start(&mut self, mut first: Change) -> Result<(), InstallError> {
+        let listeners = first.take_listeners();
+        let rules = self.rules(&first, &self.resolvers);
+        self.handle.install(Install { rules, listeners })?;
+        self.forwards.commit(first);
+        Ok(())
+    }
+
+    /// Serves until there is a reason to end, and stops the data path.
+    pub(crate) fn run(mut self) -> Cause {
+        let cause = loop {
+            let ready = self.wait();
+            if let Some(cause) = self.cause(ready) {
+                break cause;
+            }
+            self.turn();
+        };
+        self.handle.stop();
+        cause
+    }
+
+    /// Waits until there is something to do. The answer says which of the ends has spoken.
+    fn wait(&self) -> [bool; 4] {
+        let timeout = self.timeout();
+        let exit = self.ends.exit.as_ref().map(OwnedFd::as_fd);
+        let data_path: BorrowedFd<'_> = self.ends.data_path.as_fd();
+        let signals = self.ends.signals.as_fd();
+        // A descriptor that is not there is replaced by one that is watched anyway.
+        let ends = [data_path, self.ends.namespace.as_fd(), signals, exit.unwrap_or(signals)];
+        let resolv = self.resolv_conf.as_ref().and_then(ResolvConf::fd);
+        let others = resolv.map(|fd| (fd, PollFlags::POLLIN)).into_iter();
+        let others = others.chain(self.server.iter().flat_map(Server::interests));
+        let mut fds: Vec<PollFd<'_>> = ends
+            .into_iter()
+            .map(|fd| (fd, PollFlags::POLLIN))
+            .chain(others)
+            .map(|(fd, flags)| PollFd::new(fd, flags))
+            .collect();
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => tracing::error!("poll: {errno}"),
+        }
+        let speaks = |at: usize| fds[at].any().unwrap_or(true);
+        [speaks(0), speaks(1), speaks(2), exit.is_some() && speaks(3)]
+    }
+
+    fn timeout(&self) -> PollTimeout {
+        let resolv = self.resolv_conf.as_ref().and_then(ResolvConf::deadline);
+        let server = self.server.as_ref().and_then(Server::deadline);
+        if self.is_stop_requested || self.server.as_ref().is_some_and(Server::has_more) {
+            return PollTimeout::ZERO;
+        }
+        let Some(at) = resolv.into_iter().chain(server).min() else { return PollTimeout::NONE };
+        // Rounded up: a deadline is not waited for in a loop of its last fraction of a millisecond.
+        let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    }
+
+    /// Why to end, if one of the ends says so. The data path's own end comes first: it has its own reason.
+    fn cause(&self, [data_path, namespace, signals, exit]: [bool; 4]) -> Option<Cause> {
+        if data_path {
+            return Some(Cause::DataPath);
+        }
+        if namespace && let Some(reason) = self.ends.namespace.reason() {
+            return Some(match reason {
+                EndReason::NamespaceGone => Cause::NamespaceGone,
+                EndReason::HelperGone => Cause::HelperGone,
+            });
+        }
+        if signals && let Ok(Some(info)) = self.ends.signals.read_signal() {
+            let signal = i32::try_from(info.ssi_signo).ok();
+            let signal = signal.and_then(|number| Signal::try_from(number).ok());
+            return Some(Cause::Signal(signal.unwrap_or(Signal::SIGTERM)));
+        }
+        if exit {
+            return Some(Cause::ExitFd);
+        }
+        self.is_stop_requested.then_some(Cause::Requested)
+    }
+
+    fn turn(&mut self) {
+        let now = Instant::now();
+        self.follow_resolv_conf(now);
+        // Out of its place for the turn: answering takes the rest of us.
+        if let Some(mut server) = self.server.take() {
+            server.turn(now, &mut |call| self.answer(call));
+            self.server = Some(server);
+        }
+    }
+
+    fn follow_resolv_conf(&mut self, now: Instant) {
+        let Some(file) = &mut self.resolv_conf else { return };
+        file.on_readable(now);
+        if file.deadline().is_none_or(|due| now < due) {
+            return;
+        }
+        let Some(resolvers) = file.reload().map(<[_]>::to_vec) else { return };
+        let shared = self.rules_with(self.forwards.rules(), &resolvers);
+        match self.handle.install(Install { rules: shared, listeners: Vec::new() }) {
+            Ok(()) => {
+                tracing::info!("the host's resolvers are now {resolvers:?}");
+                self.resolvers = resolvers;
+            }
+            Err(error) => tracing::warn!("cannot take over the host's new resolvers: {error}"),
+        }
+    }
+
+    fn rules(&self, change: &Change, resolvers: &[std::net::SocketAddr]) -> Arc<Rules> {
+        self.rules_with(change.rules(), resolvers)
+    }
+
+    fn rules_with(
+        &self,
+        forwards: Vec<usernet_core::rules::Forward>,
+        resolvers: &[std::net::SocketAddr],
+    ) -> Arc<Rules> {
+        let Facts { config, host_loopback, .. } = &self.facts;
+        Rules::new(config, host_loopback, forwards, resolvers.to_vec())
+    }
+
+    fn answer(&mut self, call: Call) -> Outcome {
+        tracing::debug!("control request: {}", call.method());
+        match call {
+            Call::Status => to_value(self.status()?),
+            Call::Flows(params) => to_value(self.flows(params)?),
+            Call::ForwardList => to_value(listed(self.forwards.entries())),
+            Call::ForwardAdd(specs) => {
+                let before = self.forwards.entries().len();
+                self.change_forwards(self.forwards.with(specs)?)?;
+                to_value(listed(&self.forwards.entries()[before..]))
+            }
+            Call::ForwardRemove(specs) => {
+                self.change_forwards(self.forwards.without(&specs)?)?;
+                to_value(listed(self.forwards.entries()))
+            }
+            Call::ForwardSet(specs) => {
+                self.change_forwards(specs)?;
+                to_value(listed(self.forwards.entries()))
+            }
+            Call::Stop => {
+                self.is_stop_requested = true;
+                Ok(Value::Object(serde_json::Map::new()))
+            }
+        }
+    }
+
+    /// Puts a set of forwards in force, all of it or nothing.
+    fn change_forwards(&mut self, wanted: Vec<Spec>) -> Result<(), ApiError> {
+        let mut change = self.forwards.plan(wanted)?;
+        let listeners = change.take_listeners();
+        let rules = self.rules(&change, &self.resolvers);
+        self.handle.install(Install { rules, listeners })?;
+        for warning in &change.warnings {
+            tracing::warn!("{warning}");
+        }
+        self.forwards.commit(change);
+        Ok(())
+    }
+
+    fn status(&self) -> Result<Status, ApiError> {
+        let now = self.handle.status()?;
+        let Facts { netns, tap, config, host_loopback, warnings, ready } = &self.facts;
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        Ok(Status {
+            usernetd: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_ms: u64::try_from(ready.elapsed().as_millis()).unwrap_or(u64::MAX),
+            netns: netns.clone(),
+            tap: tap.clone(),
+            backend: backend_name(now.backend).to_owned(),
+            mtu: config.mtu,
+            ipv4: network4(config),
+            ipv6: network6(config),
+            resolvers: self.resolvers.clone(),
+            host_loopback: loopback_name(host_loopback),
+            forwards: u32::try_from(self.forwards.entries().len()).unwrap_or(u32::MAX),
+            usage: Usage {
+                tcp_flows: count(now.tcp_flows),
+                spliced_flows: count(now.spliced_flows),
+                udp_flows: count(now.udp_flows),
+                ping_flows: count(now.ping_flows),
+                sockets: count(now.sockets_in_use),
+                leases: now.leases_in_use.into(),
+                leases_max: now.leases_max.into(),
+            },
+            warnings: warnings.clone(),
+            counters: now.counters.iter().map(|&(name, n)| (name.to_owned(), n)).collect(),
+        })
+    }
+
+    fn flows(&self, params: FlowParams) -> Result<Flows, ApiError> {
+        let flows = self.handle.flows()?;
+        let limit = params.limit.map_or(usize::MAX, |limit| limit as usize);
+        Ok(Flows {
+            total: u32::try_from(flows.len()).unwrap_or(u32::MAX),
+            flows: flows.iter().take(limit).map(FlowEntry::from).collect(),
+        })
+    }
+}
+
+/// The name of a backend as the command line has it.
+pub(crate) fn backend_name(driver: &str) -> &str {
+    if driver == "io_uring" { "io-uring" } else { driver }
+}
+
+/// IPv4 on the link.
+pub(crate) fn network4(config: &Config) -> Option<Network> {
+    config.net4.map(|n| Network {
+        guest: n.guest.into(),
+        prefix: n.prefix,
+        gateway: n.gateway.into(),
+        dns: n.dns.map(Into::into),
+    })
+}
+
+/// IPv6 on the link.
+pub(crate) fn network6(config: &Config) -> Option<Network> {
+    config.net6.map(|n| Network {
+        guest: n.guest.into(),
+        prefix: n.prefix,
+        gateway: n.gateway.into(),
+        dns: n.dns.map(Into::into),
+    })
+}
+
+fn loopback_name(host_loopback: &HostLoopback) -> String {
+    match host_loopback {
+        HostLoopback::None => "none".to_owned(),
+        HostLoopback::All => "all".to_owned(),
+        HostLoopback::Ports(ports) => {
+            let range = |&(first, last): &(u16, u16)| {
+                if first == last { first.to_string() } else { format!("{first}-{last}") }
+            };
+            ports.iter().map(range).collect::<Vec<_>>().join(",")
+        }
+    }
+}
+
+fn listed(entries: &[Entry]) -> Forwards {
+    let forwarded = |entry: &Entry| Forwarded {
+        id: entry.id.0,
+        spec: entry.spec.clone(),
+        listening: {
+            let first = entry.spec.host_ports.first();
+            entry.at.iter().map(|at| at.address).filter(|at| at.port() == first).collect()
+        },
+    };
+    Forwards { forwards: entries.iter().map(forwarded).collect() }
+}
+
+fn to_value(result: impl serde::Serialize) -> Outcome {
+    serde_json::to_value(result).map_err(|e| ApiError::new(ErrorCode::Internal, e))
+}
+
+impl From<Gone> for ApiError {
+    fn from(gone: Gone) -> Self {
+        Self::new(ErrorCode::Stopping, gone)
+    }
+}
+
+impl From<InstallError> for ApiError {
+    fn from(error: InstallError) -> Self {
+        let code = match &error {
+            InstallError::Gone => ErrorCode::Stopping,
+            InstallError::TableFull => ErrorCode::Limit,
+            InstallError::Socket(_) => ErrorCode::Internal,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<ForwardError> for ApiError {
+    fn from(error: ForwardError) -> Self {
+        let code = match &error {
+            ForwardError::PortInUse { .. } => ErrorCode::PortInUse,
+            ForwardError::Privileged { .. } => ErrorCode::NotPermitted,
+            ForwardError::AddressNotHere { .. }
+            | ForwardError::NoInterface(_)
+            | ForwardError::NoIpv6(_) => ErrorCode::NotAvailable,
+            ForwardError::TooManyFiles { .. } | ForwardError::TooMany => ErrorCode::Limit,
+            ForwardError::Listen { source: Errno::EACCES | Errno::EPERM, .. } => {
+                ErrorCode::NotPermitted
+            }
+            ForwardError::Listen { .. } => ErrorCode::Internal,
+            ForwardError::Overlap { .. } | ForwardError::Exists(_) => ErrorCode::Exists,
+            ForwardError::NotFound(_) => ErrorCode::NotFound,
+        };
+        Self::new(code, error)
+    }
+}

@@ -1,0 +1,476 @@
+//! The command line of `usernetd`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
+use usernet_core::config::MacAddr;
+use usernet_core::rules::HostLoopback;
+
+use crate::networks::{Cidr4, Cidr6};
+use crate::spec::{PortRange, Spec};
+
+/// The smallest MTU: what every IPv4 host must take (RFC 791).
+const MTU_MIN: i64 = 576;
+/// The smallest MTU with IPv6 (RFC 8200, section 5).
+const MTU_MIN_IPV6: u16 = 1280;
+/// The largest MTU: 65,535 bytes with their Ethernet header, as for other TAP users.
+pub(crate) const MTU_MAX: u16 = 65_521;
+/// The most resolvers on the command line.
+const RESOLVERS_MAX: usize = 8;
+
+/// Help of `--forward`.
+const FORWARD_HELP: &str = "Host ports that lead to the guest: \
+    [HOST_ADDR[%IFACE]:]HOST_PORT[-END][:[GUEST_ADDR:]GUEST_PORT[-END]][/tcp|/udp]";
+
+const EXAMPLES: &str = "\
+Examples:
+  A namespace that process 4242 is in, its port 80 on port 8080 of this host:
+      usernetd --netns 4242 --forward 8080:80
+
+  A namespace by path, in a user namespace that is entered first:
+      usernetd --netns /proc/4242/ns/net --userns /proc/4242/ns/user
+
+  UDP and a range, on one address only, IPv6 in brackets:
+      usernetd --netns 4242 --forward 127.0.0.1:5353:53/udp --forward [::1]:8000-8010
+
+  Controlled while it runs, ended with the program that holds the other end of descriptor 5:
+      usernetd --netns 4242 --api-socket /run/user/1000/net.sock --exit-fd 5
+
+Exit status: 0 ended (namespace, exit descriptor, signal or request), 1 something could not be done,
+2 wrong usage.";
+
+/// Network for a network namespace, without privileges.
+///
+/// Opens a TAP device in the namespace, gives it addresses and routes, and translates what comes through it
+/// into ordinary sockets of this host, and back. Runs in the foreground, says in one line what it set up, and
+/// ends when the namespace ends, leaving nothing behind.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "usernetd", version, after_long_help = EXAMPLES, after_help = "More: --help")]
+pub struct Options {
+    /// The network namespace: a path (/proc/PID/ns/net, /run/netns/NAME) or the id of a process in it
+    #[arg(long, value_name = "PATH|PID")]
+    pub netns: NetnsOption,
+
+    /// The user namespace that owns it, entered first; found by itself where it can be
+    #[arg(long, value_name = "PATH")]
+    pub userns: Option<PathBuf>,
+
+    // Not a doc comment: rustdoc would take the brackets for links.
+    #[allow(missing_docs, reason = "clap's help says it")]
+    #[arg(long = "forward", short = 'f', value_name = "SPEC", help = FORWARD_HELP)]
+    pub forwards: Vec<Spec>,
+
+    /// The device's name in the namespace
+    #[arg(long, value_name = "NAME", default_value = "tap0", value_parser = interface_name)]
+    pub tap_name: String,
+
+    /// MTU of the device; default: that of this host's way out, or 1500
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(MTU_MIN..=i64::from(MTU_MAX)))]
+    pub mtu: Option<u16>,
+
+    /// The guest's IPv4 network: gateway .2, DNS .3, guest .100 [default: 10.0.2.0/24]
+    #[arg(long, value_name = "CIDR")]
+    pub cidr: Option<Cidr4>,
+
+    /// The guest's IPv6 network: gateway ::2, DNS ::3, guest ::64 [default: fd00::/64]
+    #[arg(long, value_name = "CIDR", conflicts_with = "no_ipv6")]
+    pub cidr6: Option<Cidr6>,
+
+    /// No IPv6 on the device
+    #[arg(long)]
+    pub no_ipv6: bool,
+
+    /// A resolver to ask instead of those in /etc/resolv.conf; may be given several times
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = resolver)]
+    pub dns: Vec<SocketAddr>,
+
+    /// Which services on this host's loopback the gateway address reaches: ports as 80,8000-8010
+    #[arg(long, value_name = "none|all|PORTS", default_value = "none", value_parser = host_loopback)]
+    pub host_loopback: HostLoopback,
+
+    /// Where connections of the guest leave from: a local address (one per family) or an interface
+    #[arg(long, value_name = "ADDR|IFACE")]
+    pub outbound: Vec<OutboundOption>,
+
+    /// How the kernel is asked; auto: io_uring where it works
+    #[arg(long, value_name = "BACKEND", default_value = "auto")]
+    pub backend: BackendOption,
+
+    /// Do not use the TAP's checksum and segmentation offload
+    #[arg(long)]
+    pub no_offload: bool,
+
+    /// Only open the device: no addresses, no routes, not up
+    #[arg(long)]
+    pub no_configure: bool,
+
+    /// The device's Ethernet address; default: made from the guest's IPv4 address
+    #[arg(long, value_name = "ADDR", value_parser = mac_address)]
+    pub mac: Option<MacAddr>,
+
+    /// Time after which a silent UDP mapping ends
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    pub udp_idle: Duration,
+
+    /// The same for mappings that only spoke to port 53
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub dns_idle: Duration,
+
+    /// How many threads translate
+    #[arg(long, value_name = "auto|1", default_value = "auto", value_parser = workers)]
+    pub workers: Workers,
+
+    /// Listen for control requests on this unix socket; without it there is none
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: Option<PathBuf>,
+
+    /// Write "1" to this descriptor and close it as soon as the network is there
+    #[arg(long, value_name = "FD", value_parser = descriptor)]
+    pub ready_fd: Option<RawFd>,
+
+    /// End when this descriptor (the end of a pipe, a pidfd) is closed at its other end
+    #[arg(long, value_name = "FD", value_parser = descriptor)]
+    pub exit_fd: Option<RawFd>,
+
+    /// Write the process id to this file; removed at the end
+    #[arg(long, value_name = "PATH")]
+    pub pid_file: Option<PathBuf>,
+
+    /// Write every frame to this file (pcap)
+    #[arg(long, value_name = "PATH")]
+    pub pcap: Option<PathBuf>,
+
+    /// What is told on standard error
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    pub log_level: LogLevel,
+
+    /// How it is told, the line at the start included
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+impl Options {
+    /// Reads the command line of this process; prints what is wrong with it, or help, and exits.
+    pub fn from_command_line() -> Self {
+        match Self::checked(std::env::args_os()) {
+            Ok(options) => options,
+            Err(error) => error.exit(),
+        }
+    }
+
+    /// Reads a command line. The first argument is the program.
+    pub fn checked<T: Into<std::ffi::OsString> + Clone>(
+        args: impl IntoIterator<Item = T>,
+    ) -> Result<Self, clap::Error> {
+        let options = Self::try_parse_from(args)?;
+        match options.conflict() {
+            None => Ok(options),
+            Some(what) => Err(Self::command().error(ErrorKind::ValueValidation, what)),
+        }
+    }
+
+    /// What is wrong among options that are right each for itself.
+    fn conflict(&self) -> Option<String> {
+        if let Some(mtu) = self.mtu
+            && mtu < MTU_MIN_IPV6
+            && !self.no_ipv6
+        {
+            return Some(format!(
+                "--mtu {mtu} is below the {MTU_MIN_IPV6} that IPv6 needs: raise it, or add --no-ipv6"
+            ));
+        }
+        if self.ready_fd.is_some() && self.ready_fd == self.exit_fd {
+            return Some("--ready-fd and --exit-fd name the same descriptor".to_owned());
+        }
+        if self.dns.len() > RESOLVERS_MAX {
+            return Some(format!("--dns may be given {RESOLVERS_MAX} times at most"));
+        }
+        let net = self.cidr.unwrap_or_default().net();
+        if self.mac.is_some_and(|mac| mac == crate::networks::stable_mac(net.gateway)) {
+            return Some("--mac is the address that the gateway has".to_owned());
+        }
+        let count =
+            |is: fn(&OutboundOption) -> bool| self.outbound.iter().filter(|o| is(o)).count();
+        let is_twice = count(|o| matches!(o, OutboundOption::V4(_))) > 1
+            || count(|o| matches!(o, OutboundOption::V6(_))) > 1
+            || count(|o| matches!(o, OutboundOption::Interface(_))) > 1;
+        is_twice.then(|| {
+            "--outbound takes one IPv4 address, one IPv6 address and one interface at most"
+                .to_owned()
+        })
+    }
+}
+
+/// How `--netns` names a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetnsOption {
+    /// That of a process.
+    Pid(i32),
+    /// A file.
+    Path(PathBuf),
+}
+
+impl FromStr for NetnsOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("give a path or a process id".to_owned());
+        }
+        if !text.bytes().all(|b| b.is_ascii_digit()) {
+            return Ok(Self::Path(text.into()));
+        }
+        match text.parse() {
+            Ok(pid) if pid > 0 => Ok(Self::Pid(pid)),
+            Ok(_) | Err(_) => Err("not a process id; a file of that name is ./NAME".to_owned()),
+        }
+    }
+}
+
+impl std::fmt::Display for NetnsOption {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pid(pid) => write!(f, "{pid}"),
+            Self::Path(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// One `--outbound`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OutboundOption {
+    /// A local IPv4 address.
+    V4(Ipv4Addr),
+    /// A local IPv6 address.
+    V6(Ipv6Addr),
+    /// An interface.
+    Interface(String),
+}
+
+impl FromStr for OutboundOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(IpAddr::V4(ip)) => Ok(Self::V4(ip)),
+            Ok(IpAddr::V6(ip)) => Ok(Self::V6(ip)),
+            Err(_) => interface_name(text)
+                .map(Self::Interface)
+                .map_err(|_| "neither an IP address nor an interface name".to_owned()),
+        }
+    }
+}
+
+/// `--backend`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendOption {
+    /// io_uring where it works, else epoll.
+    Auto,
+    /// io_uring or nothing.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+/// `--workers`: how many there are is decided at the start. More than one is planned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workers {
+    /// As many as are worth it; today one.
+    Auto,
+    /// One.
+    One,
+}
+
+/// `--log-level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// What ended or hindered something.
+    Error,
+    /// And what is missing.
+    Warn,
+    /// And changes of state.
+    Info,
+    /// And what led to them.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// `--log-format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// `IFNAMSIZ` without the NUL; what `dev_valid_name()` of the kernel takes, and no `%`, which it would read as
+/// a pattern.
+fn interface_name(text: &str) -> Result<String, String> {
+    let is_wrong = |c: char| c.is_whitespace() || c.is_control() || "/:%".contains(c);
+    let has_length = (1..=15).contains(&text.len());
+    if !has_length || text.contains(is_wrong) || text == "." || text == ".." {
+        return Err(
+            "not an interface name; it has 1 to 15 characters without / : % and spaces".into()
+        );
+    }
+    Ok(text.to_owned())
+}
+
+fn resolver(text: &str) -> Result<SocketAddr, String> {
+    let address = match text.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, 53),
+        Err(_) => text
+            .parse::<SocketAddr>()
+            .map_err(|_| "not ADDR or ADDR:PORT (IPv6 with a port in brackets)".to_owned())?,
+    };
+    if address.ip().is_multicast() || address.ip().is_unspecified() || address.port() == 0 {
+        return Err("nobody can answer there".to_owned());
+    }
+    Ok(address)
+}
+
+fn host_loopback(text: &str) -> Result<HostLoopback, String> {
+    match text {
+        "none" => Ok(HostLoopback::None),
+        "all" => Ok(HostLoopback::All),
+        list => {
+            let ports = list.split(',').map(|part| {
+                let (first, last) = part.split_once('-').unwrap_or((part, part));
+                let range = first.parse().ok().zip(last.parse().ok());
+                let range = range.and_then(|(first, last)| PortRange::new(first, last));
+                range.map(|r| (r.first(), r.last())).ok_or_else(|| {
+                    format!("\"{part}\" is not a port; write none, all or ports as 80,8000-8010")
+                })
+            });
+            ports.collect::<Result<_, _>>().map(HostLoopback::Ports)
+        }
+    }
+}
+
+fn mac_address(text: &str) -> Result<MacAddr, String> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part =
+            parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()));
+        let value = part.and_then(|part| u8::from_str_radix(part, 16).ok());
+        *byte = value.ok_or("write six bytes as in 52:55:0a:00:02:64")?;
+    }
+    let mac = MacAddr(mac);
+    if parts.next().is_some() {
+        return Err("write six bytes as in 52:55:0a:00:02:64".to_owned());
+    }
+    if mac.is_multicast() || mac == MacAddr::default() {
+        return Err("a device cannot have a multicast or all-zero address".to_owned());
+    }
+    Ok(mac)
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 1..=86_400u64) => Ok(Duration::from_secs(seconds)),
+        Ok(_) | Err(_) => Err("write a number of seconds, 1 to 86400".to_owned()),
+    }
+}
+
+fn workers(text: &str) -> Result<Workers, String> {
+    match text {
+        "auto" => Ok(Workers::Auto),
+        "1" => Ok(Workers::One),
+        _ if text.parse::<u16>().is_ok_and(|n| n > 1) => {
+            Err("several workers are planned; this version has one: write auto or 1".to_owned())
+        }
+        _ => Err("write auto or 1".to_owned()),
+    }
+}
+
+fn descriptor(text: &str) -> Result<RawFd, String> {
+    match text.parse() {
+        Ok(fd) if fd >= 0 => Ok(fd),
+        Ok(_) | Err(_) => Err("not the number of a file descriptor".to_owned()),
+    }
+}
+
+/// The definition of the command line, for completions and man pages. Its help is complete.
+pub fn command() -> clap::Command {
+    Options::command().arg_required_else_help(true).mut_arg("netns", |a| a.action(ArgAction::Set))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        let args = std::iter::once("usernetd").chain(line.split_whitespace());
+        Options::checked(args).map_err(|e| {
+            assert_eq!(e.exit_code(), 2, "{line}: wrong usage exits with 2");
+            e.to_string()
+        })
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_is_taken() {
+        let options = parse(
+            "--netns 42 --userns /u --forward 8080:80 -f 53:53/udp --tap-name t --mtu 9000 \
+             --cidr 10.9.0.0/16 --cidr6 fd01::/64 --dns 9.9.9.9 --dns [::1]:5353 \
+             --host-loopback 80,8000-8010 --outbound 192.0.2.1 --outbound eth0 --backend epoll \
+             --no-offload --no-configure --mac 02:00:00:00:00:01 --udp-idle 5 --dns-idle 6 --workers 1 \
+             --api-socket /a --ready-fd 3 --exit-fd 4 --pid-file /p --pcap /c --log-level debug \
+             --log-format json",
+        )
+        .unwrap();
+        assert_eq!(options.netns, NetnsOption::Pid(42));
+        assert_eq!(options.forwards.len(), 2);
+        assert_eq!(options.dns[1], "[::1]:5353".parse().unwrap());
+        assert_eq!(options.host_loopback, HostLoopback::Ports(vec![(80, 80), (8000, 8010)]));
+        assert_eq!(options.mac, Some(MacAddr([2, 0, 0, 0, 0, 1])));
+        assert_eq!(options.udp_idle, Duration::from_secs(5));
+        let path = parse("--netns /proc/1/ns/net").unwrap();
+        assert_eq!(path.netns, NetnsOption::Path("/proc/1/ns/net".into()));
+    }
+
+    #[test]
+    fn every_wrong_value_is_told_with_its_option() {
+        for (line, told) in [
+            ("", "--netns"),
+            ("--netns 1 --bogus", "--bogus"),
+            ("--netns 0", "process id"),
+            ("--netns 1 --forward 80:", "a port is missing"),
+            ("--netns 1 --mtu 100", "576"),
+            ("--netns 1 --mtu 70000", "65521"),
+            ("--netns 1 --mtu 1000", "--no-ipv6"),
+            ("--netns 1 --cidr 10.0.2.1/24", "the network is 10.0.2.0/24"),
+            ("--netns 1 --cidr6 fd00::/64 --no-ipv6", "cannot be used with"),
+            ("--netns 1 --dns example.com", "ADDR:PORT"),
+            ("--netns 1 --host-loopback 80,x", "\"x\" is not a port"),
+            ("--netns 1 --outbound a/b", "neither"),
+            ("--netns 1 --outbound 1.2.3.4 --outbound 1.2.3.5", "one IPv4 address"),
+            ("--netns 1 --backend kqueue", "io-uring"),
+            ("--netns 1 --mac 01:00:00:00:00:00", "multicast"),
+            ("--netns 1 --mac 52:55:0a:00:02:02", "gateway"),
+            ("--netns 1 --mac 52:55:0a:00:02", "six bytes"),
+            ("--netns 1 --udp-idle 0", "seconds"),
+            ("--netns 1 --workers 4", "planned"),
+            ("--netns 1 --workers none", "auto or 1"),
+            ("--netns 1 --ready-fd x", "descriptor"),
+            ("--netns 1 --ready-fd 5 --exit-fd 5", "same descriptor"),
+            ("--netns 1 --tap-name 0123456789abcdef", "interface name"),
+            ("--netns 1 --log-level loud", "warn"),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert!(error.contains(told), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Running the real `usernet` as root and as an ordinary user, with a place of its own for each
+//! test.
+
+// Every test file uses a part of it.
+#![allow(dead_code)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, Uid, geteuid};
+use serde_json::Value;
+
+/// The first of the ordinary users; they need no entry in /etc/passwd.
+const USER_FIRST: u32 = 470_000;
+
+/// What takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+static SCRATCH_COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A user with a home and instances of its own.
+#[derive(Debug)]
+pub(crate) struct Account {
+    /// Its id.
+    pub(crate) uid: Uid,
+    /// A directory that is its own.
+    pub(crate) home: PathBuf,
+}
+
+impl Account {
+    /// Root, where the tests run as root; else the user that runs them.
+    pub(crate) fn own() -> Self {
+        Self::new(geteuid())
+    }
+
+    /// An ordinary user.
+    pub(crate) fn ordinary() -> Self {
+        if !geteuid().is_root() {
+            return Self::own();
+        }
+        let writable = fs::metadata("/dev/net/tun").map(|meta| meta.permissions().mode() & 0o6);
+        assert_eq!(writable.ok(), Some(6), "the tests need: chmod 0666 /dev/net/tun");
+        Self::new(Uid::from_raw(USER_FIRST + std::process::id() % 100_000))
+    }
+
+    /// Both.
+    pub(crate) fn each() -> [Self; 2] {
+        [Self::own(), Self::ordinary()]
+    }
+
+    fn new(uid: Uid) -> Self {
+        let number = SCRATCH_COUNT.fetch_add(1, Ordering::Relaxed);
+        let home = PathBuf::from(format!("/tmp/usernet-t{}-{number}", std::process::id()));
+        fs::remove_dir_all(&home).ok();
+        fs::create_dir(&home).unwrap();
+        fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).unwrap();
+        chown(&home, Some(uid.as_raw()), Some(uid.as_raw())).unwrap();
+        Self { uid, home }
+    }
+
+    /// Where its instances lie.
+    pub(crate) fn runtime_dir(&self) -> PathBuf {
+        self.home.join("usernet")
+    }
+
+    /// Any program, as this user.
+    pub(crate) fn program(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new(program.as_ref());
+        command.current_dir(&self.home).env("HOME", &self.home);
+        command.env("XDG_RUNTIME_DIR", &self.home).env_remove("USERNET_RUNTIME_DIR");
+        if self.uid.is_root() {
+            command.env("USERNET_RUNTIME_DIR", self.runtime_dir());
+        } else if self.uid != geteuid() {
+            command.uid(self.uid.as_raw()).gid(self.uid.as_raw());
+        }
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// `usernet` with these arguments, split at blanks.
+    pub(crate) fn usernet(&self, line: &str) -> Command {
+        let mut command = self.program(usernet());
+        command.args(line.split_ascii_whitespace());
+        command
+    }
+
+    /// `usernet run LINE -- sh -c SCRIPT`.
+    pub(crate) fn run_script(&self, line: &str, script: &str) -> Command {
+        let mut command = self.usernet("run");
+        command.args(line.split_ascii_whitespace()).args(["--", "sh", "-c", script]);
+        command
+    }
+
+    /// What `usernet LINE --json` prints.
+    pub(crate) fn json(&self, line: &str) -> Value {
+        let output = self.usernet(line).arg("--json").output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{line}: {output:?}"))
+    }
+
+    /// The entry of `usernet ls`; there must be one.
+    pub(crate) fn only_instance(&self) -> Value {
+        let list = self.json("ls");
+        assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
+        list[0].clone()
+    }
+
+    /// Nothing is left in the runtime directory.
+    #[track_caller]
+    pub(crate) fn assert_no_instances(&self) {
+        let left: Vec<_> = fs::read_dir(self.runtime_dir())
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().file_name())
+            .filter(|name| name != ".lock")
+            .collect();
+        assert!(left.is_empty(), "left behind: {left:?}");
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        // What a failed test left is ended.
+        if self.runtime_dir().exists() {
+            let list = self.usernet("ls --json").output().map(|output| output.stdout);
+            let list: Value = serde_json::from_slice(&list.unwrap_or_default()).unwrap_or_default();
+            let names = list.as_array().into_iter().flatten().filter_map(|i| i["name"].as_str());
+            for name in names {
+                self.usernet("rm -f").arg(name).output().ok();
+            }
+        }
+        fs::remove_dir_all(&self.home).ok();
+    }
+}
+
+/// The program under test, at a place where every user can execute it.
+pub(crate) fn usernet() -> &'static Path {
+    static COPY: OnceLock<PathBuf> = OnceLock::new();
+    COPY.get_or_init(|| {
+        let dir = PathBuf::from(format!("/tmp/usernet-test-bin-{}", geteuid()));
+        fs::create_dir_all(&dir).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+        let (fresh, copy) = (dir.join(std::process::id().to_string()), dir.join("usernet"));
+        fs::copy(env!("CARGO_BIN_EXE_usernet"), &fresh).unwrap();
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
+        // Another test may be executing the old one: it is replaced, not overwritten.
+        fs::rename(&fresh, &copy).unwrap();
+        copy
+    })
+}
+
+/// The exit status, as a shell tells it.
+#[track_caller]
+pub(crate) fn status(output: &Output) -> i32 {
+    output.status.code().unwrap_or_else(|| panic!("ended by a signal: {output:?}"))
+}
+
+/// Standard output as text.
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Standard error as text.
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Waits until it is so.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether a process runs; one that waits to be reaped does not.
+pub(crate) fn is_alive(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// A program that runs, ended and reaped with this.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Child,
+    out: BufReader<std::process::ChildStdout>,
+}
+
+impl Running {
+    /// Starts it.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        Self { child, out }
+    }
+
+    /// The next line that it prints.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.out.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// The first line on its standard error, if that is a pipe.
+    pub(crate) fn error_line(&mut self) -> String {
+        let mut line = String::new();
+        let error = self.child.stderr.take().unwrap();
+        BufReader::new(error).read_line(&mut line).unwrap();
+        line
+    }
+
+    /// Writes to its standard input, if that is a pipe.
+    pub(crate) fn write(&mut self, text: &str) {
+        self.child.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Its id.
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}

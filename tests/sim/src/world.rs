@@ -1,0 +1,443 @@
+//! Puts shard, guest and host together and lets time pass.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use usernet_core::op::Outbox;
+use usernet_core::{Counter, Input, Instant, LeaseId, Offload, Op, Shard, SocketId, Span};
+
+use crate::conversation::Conversation;
+use crate::env::{Env, Event};
+use crate::guest::Guest;
+use crate::host::{Host, Told};
+use crate::link::{Frame, Line};
+use crate::watch::Watch;
+
+/// Conversations that end without both ends' consent get this long to do so.
+const PATIENCE: Duration = Duration::from_secs(240);
+/// More inputs than any scenario needs: something turns in a circle.
+const INPUTS_MAX: u64 = 3_000_000;
+
+/// What a run was like.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Inputs given to the core.
+    pub inputs: u64,
+    /// Simulated time.
+    pub lasted: Duration,
+    /// Conversations.
+    pub conversations: usize,
+    /// Of these, excused because the guest's own stack had forgotten to retransmit.
+    pub stuck: usize,
+    /// Payload bytes moved by TCP, both ways.
+    pub bytes: u64,
+    /// Frames to the guest and from it.
+    pub frames: u64,
+}
+
+/// Everything.
+pub struct World {
+    pub(crate) env: Env,
+    pub(crate) shard: Shard,
+    pub(crate) guest: Guest,
+    pub(crate) host: Host,
+    pub(crate) watch: Watch,
+    pub(crate) from_guest: Line,
+    pub(crate) to_guest: Line,
+    /// Listening sockets of conversations that come in.
+    pub(crate) listeners: Vec<(usize, SocketId)>,
+    /// Frames for which no lease was free.
+    pub(crate) backlog: std::collections::VecDeque<Frame>,
+    pub(crate) ops: Vec<Op>,
+    pub(crate) inputs: u64,
+    /// Leases of a `Peek` that are filled, but not yet handed over.
+    pub(crate) unshown: u32,
+    /// `Shard::check` after so many inputs.
+    pub(crate) check_every: u64,
+    /// Nothing is lost on the link, and nothing runs out.
+    pub(crate) is_perfect: bool,
+    /// Clean conversations are through by then.
+    pub(crate) bound: Duration,
+}
+
+struct Desk<'a> {
+    ops: &'a mut Vec<Op>,
+    env: &'a mut Env,
+}
+
+impl Outbox for Desk<'_> {
+    fn op(&mut self, op: Op) {
+        self.ops.push(op);
+    }
+
+    fn reserve(&mut self, size: usize) -> Option<(LeaseId, &mut [u8])> {
+        assert!(size <= usernet_core::op::RESERVE_BYTES_MAX, "reserve({size})");
+        if self.env.choices.chance(self.env.faults.starve) && !self.env.is_closing {
+            return None;
+        }
+        let lease = self.env.ledger.lend(size)?;
+        let bytes = self.env.ledger.shown(lease);
+        bytes.fill(0xa5);
+        Some((lease, bytes))
+    }
+}
+
+impl World {
+    /// Runs to the end. Panics where something is wrong.
+    pub fn run(mut self) -> Summary {
+        self.play();
+        self.judge();
+        self.close_down();
+        let conversations = &self.env.conversations;
+        let counters = self.shard.counters();
+        Summary {
+            inputs: self.inputs,
+            lasted: self.env.now.since(Instant::ZERO),
+            conversations: conversations.len(),
+            stuck: conversations.iter().filter(|c| c.guest.is_stuck).count(),
+            bytes: conversations.iter().map(|c| c.host.taken + c.guest.read).sum(),
+            frames: counters.value(Counter::FramesFromGuest)
+                + counters.value(Counter::FramesToGuest),
+        }
+    }
+
+    /// Until every conversation is over, or as over as it will get.
+    fn play(&mut self) {
+        let bound = Instant::ZERO + self.bound;
+        let mut patience = None;
+        while self.env.now < bound {
+            let conversations = &self.env.conversations;
+            let is_clean_left = conversations.iter().any(|c| c.plan.is_clean() && !c.is_over());
+            let is_rough_left = conversations.iter().any(|c| !c.is_over());
+            let is_app_left = self.guest.apps.verdict(false).is_err();
+            if !is_clean_left && !is_app_left {
+                let until = *patience.get_or_insert(self.env.now + PATIENCE);
+                // What is still under way without a conversation (answers, letters) gets some time: smoltcp asks
+                // for one address per second.
+                let grace = self.env.now + Duration::from_secs(10);
+                let until = if is_rough_left { until } else { until.min(grace) };
+                self.advance_to(until, is_rough_left);
+                if !is_rough_left || self.env.now >= until {
+                    return;
+                }
+                continue;
+            }
+            if !self.step() {
+                return;
+            }
+        }
+    }
+
+    /// Lets time pass to `until`, or to the end of the last conversation.
+    fn advance_to(&mut self, until: Instant, stops_when_over: bool) {
+        while self.next_at().is_some_and(|at| at <= until) {
+            self.step();
+            if stops_when_over && self.env.conversations.iter().all(|c| c.is_over()) {
+                return;
+            }
+        }
+        self.env.now = self.env.now.max(until);
+    }
+
+    fn judge(&self) {
+        for (i, conversation) in self.env.conversations.iter().enumerate() {
+            if let Err(why) = conversation.verdict(self.is_perfect) {
+                panic!("conversation {i}: {why}\n{conversation:#?}");
+            }
+        }
+        if let Err(why) = self.guest.apps.verdict(self.is_perfect) {
+            panic!("{why}");
+        }
+        if self.is_perfect {
+            if let Err(why) = self.env.mail.complete_verdict() {
+                panic!("{why}");
+            }
+            // Duplicate acknowledgements without a loss mislead now and then (RFC 5681, section 2).
+            let bytes: u64 = self.env.conversations.iter().map(|c| c.guest.read).sum();
+            let resent = self.watch.resent;
+            assert!(resent <= 10_000 + bytes / 50, "{resent} bytes sent again on a perfect link");
+        }
+    }
+
+    /// Applications stop, faults too; then all tables run empty.
+    fn close_down(&mut self) {
+        self.env.is_closing = true;
+        self.env.trace(|| "closing down".to_owned());
+        self.from_guest.faults = Default::default();
+        self.to_guest.faults = Default::default();
+        self.host.close_down(&mut self.env);
+        self.guest.next_at = Some(self.env.now);
+        let end = self.env.now + Duration::from_secs(4 * 3600);
+        while let Some(at) = self.next_at() {
+            assert!(at < end, "the core does not come to rest: {:?}", self.shard.next_deadline());
+            self.step();
+        }
+        self.shard.check();
+        let flows: Vec<_> = self.shard.flows().collect();
+        assert!(flows.is_empty(), "flows are left: {flows:#?}");
+        let open = self.host.open_sockets();
+        assert!(open.is_empty(), "sockets are left: {open:?}");
+        assert_eq!(self.host.accepted_waiting(), 0, "accepted connections are left");
+        assert_eq!(self.env.ledger.held(), 0, "leases are left");
+        assert_eq!(self.shard.next_deadline(), None, "a deadline without a flow");
+    }
+
+    fn next_at(&self) -> Option<Instant> {
+        let deadline = self.shard.next_deadline().map(|(at, _)| at);
+        [self.env.queue.next_at(), self.guest.next_at, deadline].into_iter().flatten().min()
+    }
+
+    /// One event; false when nothing is left to happen.
+    fn step(&mut self) -> bool {
+        let Some(at) = self.next_at() else { return false };
+        assert!(self.inputs < INPUTS_MAX, "too many inputs: a circle");
+        self.env.now = self.env.now.max(at);
+        if self.guest.next_at.is_some_and(|due| due <= self.env.now) {
+            self.poll_guest();
+        } else if self.env.queue.next_at().is_some_and(|due| due <= self.env.now) {
+            let event = self.env.queue.pop().expect("it is due");
+            self.on_event(event);
+        } else {
+            self.tick();
+        }
+        self.serve_backlog();
+        let is_turn_over = self.env.queue.next_at().is_none_or(|due| due > self.env.now);
+        if is_turn_over || self.env.choices.chance(300) {
+            self.flush();
+        }
+        true
+    }
+
+    fn tick(&mut self) {
+        let before = self.shard.next_deadline();
+        self.handle(|shard, now, desk| shard.handle(now, Input::Tick, desk));
+        self.flush();
+        let after = self.shard.next_deadline();
+        let now = self.env.now;
+        assert!(
+            after.is_none_or(|(at, _)| at > now),
+            "a tick at {now:?} leaves a deadline that has passed: {before:?}, {after:?}"
+        );
+    }
+
+    fn poll_guest(&mut self) {
+        for frame in self.guest.poll(&mut self.env) {
+            self.env.trace(|| format!("guest -> {}", crate::trace::frame(&frame.bytes)));
+            let arrivals = self.from_guest.carry(self.env.now, &mut self.env.choices, frame);
+            for (at, frame) in arrivals {
+                self.env.queue.push(at, Event::ToCore(frame));
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::ToCore(frame) => self.backlog.push_back(frame),
+            Event::ToGuest(frame) => self.guest.on_frame(&self.env, frame.bytes),
+            Event::Nothing => {}
+            Event::Connected(_)
+            | Event::Failed(..)
+            | Event::Send(_)
+            | Event::Peek(_)
+            | Event::Readable(_)
+            | Event::Remote(_)
+            | Event::Arrive(_)
+            | Event::SpliceEnded(_)
+            | Event::Spliced(..)
+            | Event::Opened(_)
+            | Event::Datagram(_)
+            | Event::ClientDatagram(_) => {
+                if let Some(told) = self.host.on_event(&mut self.env, event) {
+                    self.env.trace(|| format!("host -> {told:?}"));
+                    self.tell(told);
+                }
+            }
+        }
+    }
+
+    /// Frames go in as buffers come free: back-pressure, as a TAP's queue has it.
+    fn serve_backlog(&mut self) {
+        while !self.backlog.is_empty() && self.env.ledger.has_free() {
+            let Some(frame) = self.backlog.pop_front() else { return };
+            let lease = self.env.ledger.lend(frame.bytes.len()).expect("one is free");
+            self.env.ledger.shown(lease).copy_from_slice(&frame.bytes);
+            self.watch.on_from_guest(&frame.bytes, frame.is_damaged);
+            self.show(lease, |bytes| Input::Frame { lease, bytes, offload: frame.offload });
+        }
+    }
+
+    /// Gives the core an input that shows a lease.
+    fn show(&mut self, lease: LeaseId, input: impl FnOnce(&mut [u8]) -> Input<'_>) {
+        let (mut bytes, shown) = self.env.ledger.take(lease);
+        // The buffer is not in the ledger meanwhile: nothing looks at it before the ops are run.
+        let ops = &mut self.ops;
+        let mut desk = Desk { ops, env: &mut self.env };
+        let now = desk.env.now;
+        self.shard.handle(now, input(&mut bytes[..shown]), &mut desk);
+        self.env.ledger.put(lease, bytes);
+        self.after_input();
+    }
+
+    fn handle(&mut self, give: impl FnOnce(&mut Shard, Instant, &mut Desk<'_>)) {
+        let mut desk = Desk { ops: &mut self.ops, env: &mut self.env };
+        let now = desk.env.now;
+        give(&mut self.shard, now, &mut desk);
+        self.after_input();
+    }
+
+    fn flush(&mut self) {
+        let mut desk = Desk { ops: &mut self.ops, env: &mut self.env };
+        let now = desk.env.now;
+        self.shard.flush(now, &mut desk);
+        self.run_ops();
+    }
+
+    fn tell(&mut self, told: Told) {
+        match told {
+            Told::Connected(socket) => self.give(Input::Connected { socket }),
+            Told::Failed(socket, error) => self.give(Input::Failed { socket, error }),
+            Told::Sent(socket, bytes) => self.give(Input::Sent { socket, bytes }),
+            Told::PeekEmpty(socket) => self.give(Input::PeekEmpty { socket }),
+            Told::PeekEnd(socket) => self.give(Input::PeekEnd { socket }),
+            Told::Readable(socket) => self.give(Input::Readable { socket }),
+            Told::Spliced(socket) => self.give(Input::Spliced { socket }),
+            Told::SpliceEnded(socket) => {
+                self.give(Input::SpliceEnded { socket, to_guest: 0, from_guest: 0 });
+                self.host.forget(&mut self.env, socket);
+            }
+            Told::Opened(socket, local) => self.give(Input::Opened { socket, local }),
+            Told::Peeked(socket, leases) => {
+                let last = leases.len() - 1;
+                self.unshown = leases.len() as u32;
+                for (i, lease) in leases.into_iter().enumerate() {
+                    self.unshown -= 1;
+                    // A Close between them silences the rest.
+                    if self.host.is_open(socket) {
+                        let more = i < last;
+                        self.show(lease, |bytes| Input::Peeked { socket, lease, bytes, more });
+                    } else {
+                        self.env.ledger.give_back(lease, "the driver");
+                    }
+                }
+            }
+            Told::Accepted { accepted, conversation } => {
+                let listener = self.listeners.iter().find(|(c, _)| *c == conversation);
+                let listener = listener.expect("it has a listener").1;
+                let plan = &self.env.conversations[conversation].plan;
+                let (peer, local) = (plan.peer, local_for(plan.peer, plan.guest.port()));
+                self.give(Input::Accepted { accepted, listener, peer, local });
+            }
+            Told::Datagram { socket, lease, from, segment } => {
+                self.show(lease, |bytes| Input::Datagram {
+                    socket,
+                    lease,
+                    bytes,
+                    from,
+                    segment,
+                    hop_limit: 60,
+                    tos: 0,
+                });
+            }
+            Told::DatagramError { socket, to, error, offender, payload } => {
+                let payload = payload.as_slice();
+                self.give(Input::DatagramError { socket, to, error, offender, payload });
+            }
+        }
+    }
+
+    fn give(&mut self, input: Input<'_>) {
+        self.handle(|shard, now, desk| shard.handle(now, input, desk));
+    }
+
+    fn after_input(&mut self) {
+        self.run_ops();
+        self.inputs += 1;
+        let held = self.shard.leases_held();
+        let lent = self.env.ledger.held() - self.unshown;
+        assert_eq!(held, lent, "leases the core says it holds, and those it has");
+        let limits = &self.env.config.limits;
+        assert!(held <= limits.leases_kept + limits.reassembly_leases, "{held} leases kept");
+        if self.inputs.is_multiple_of(self.check_every) {
+            self.shard.check();
+        }
+    }
+
+    fn run_ops(&mut self) {
+        let mut ops = std::mem::take(&mut self.ops);
+        for op in ops.drain(..) {
+            match op {
+                Op::WriteFrame { span, offload } => self.write_frame(span, offload),
+                Op::Consume { socket, .. } => {
+                    self.host.on_op(&mut self.env, op);
+                    self.check_consumed(socket);
+                }
+                Op::Release { .. }
+                | Op::Connect { .. }
+                | Op::Adopt { .. }
+                | Op::Refuse { .. }
+                | Op::Splice { .. }
+                | Op::Send { .. }
+                | Op::Peek { .. }
+                | Op::Shutdown { .. }
+                | Op::Close { .. }
+                | Op::Open { .. }
+                | Op::SendTo { .. } => {
+                    if !matches!(op, Op::Release { .. }) {
+                        self.env.trace(|| format!("core -> {op:?}"));
+                    }
+                    self.host.on_op(&mut self.env, op);
+                }
+            }
+        }
+        self.ops = ops;
+    }
+
+    /// Nothing leaves the host's queue that the guest has not acknowledged.
+    fn check_consumed(&self, socket: SocketId) {
+        let owner = self.env.conversations.iter().find(|c| c.host.socket == Some(socket));
+        let Some(conversation) = owner else { return };
+        let acknowledged =
+            self.watch.acknowledged(conversation.plan.guest, conversation.plan.remote);
+        let consumed = conversation.host.consumed;
+        assert!(consumed <= acknowledged, "{consumed} consumed, {acknowledged} acknowledged");
+    }
+
+    /// The guest hears of a connection once there is one.
+    fn check_answer(&self, guest: SocketAddr, remote: SocketAddr) {
+        let is_it = |c: &&Conversation| c.plan.guest == guest && c.plan.remote == remote;
+        let conversation = self.env.conversations.iter().find(is_it);
+        let conversation =
+            conversation.unwrap_or_else(|| panic!("SYN for no conversation: {guest}"));
+        assert!(conversation.host.was_connected, "SYN before the host's side is connected");
+    }
+
+    fn write_frame(&mut self, span: Span, offload: Offload) {
+        let bytes = self.env.ledger.bytes(span, "WriteFrame").to_vec();
+        self.env.ledger.give_back(span.lease, "WriteFrame");
+        self.env.trace(|| format!("core -> {} {:?}", crate::trace::frame(&bytes), offload.gso));
+        if let Some((guest, remote)) = self.watch.on_to_guest(&bytes, offload) {
+            self.check_answer(guest, remote);
+        }
+        // Datagrams on the link at one time differ in it.
+        let identification = self.inputs as u16;
+        for bytes in crate::cut::cut(&bytes, offload, self.env.config.mtu, identification) {
+            self.watch.on_cut(&bytes);
+            let frame = Frame { bytes, offload: Offload::default(), is_damaged: false };
+            let arrivals = self.to_guest.carry(self.env.now, &mut self.env.choices, frame);
+            for (at, frame) in arrivals {
+                self.env.queue.push(at, Event::ToGuest(frame));
+            }
+        }
+    }
+}
+
+/// The host's address that a client connected to.
+pub(crate) fn local_for(peer: SocketAddr, port: u16) -> SocketAddr {
+    let ip: std::net::IpAddr = match (peer.ip().is_loopback(), peer.is_ipv4()) {
+        (true, true) => std::net::Ipv4Addr::LOCALHOST.into(),
+        (true, false) => std::net::Ipv6Addr::LOCALHOST.into(),
+        (false, true) => std::net::Ipv4Addr::new(192, 0, 2, 9).into(),
+        (false, false) => std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9).into(),
+    };
+    SocketAddr::new(ip, port)
+}

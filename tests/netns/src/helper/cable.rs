@@ -1,0 +1,207 @@
+//! A cable between two TAPs that loses, delays, reorders and slows frames down: this stands in for netem, which
+//! not every kernel has.
+//!
+//! Runs with the host's capabilities, makes a TAP in each of two network namespaces and copies frames one by one.
+//! Each frame's fate comes from a seeded generator, so that a run can be repeated as far as the kernels at both
+//! ends repeat theirs.
+
+use std::collections::BinaryHeap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns};
+
+use super::Outcome;
+
+/// Frames under way in one direction, at most: the queue of a slow line.
+const QUEUE_FRAMES_MAX: usize = 1000;
+/// The largest frame: the TAPs have no offload.
+const FRAME_BYTES_MAX: usize = 65_536;
+
+/// What is wrong with the cable.
+#[derive(Clone, Copy, Debug, Default)]
+struct Faults {
+    /// Frames lost, in ten thousand.
+    loss: u64,
+    /// Frames that overtake, in ten thousand: they are not delayed.
+    reorder: u64,
+    /// Frames delivered twice, in ten thousand.
+    duplicate: u64,
+    /// Time under way.
+    delay: Duration,
+    /// Bits per second; 0: no limit.
+    rate: u64,
+    /// Of the generator.
+    seed: u64,
+}
+
+/// `cable PID NAME PID NAME [loss=N] [reorder=N] [duplicate=N] [delay-ms=N] [rate=N] [seed=N]`.
+pub(super) fn main(args: &[&str]) -> Outcome {
+    let [pid_a, name_a, pid_b, name_b, faults @ ..] = args else {
+        return Err("PID NAME PID NAME, then what is wrong with the cable".into());
+    };
+    let faults = parse(faults)?;
+    let ends = [tap(pid_a, name_a)?, tap(pid_b, name_b)?];
+    println!("ready");
+    Cable::new(ends, faults).run()
+}
+
+fn parse(words: &[&str]) -> Result<Faults, Box<dyn std::error::Error>> {
+    let mut faults = Faults { seed: 1, ..Faults::default() };
+    for word in words {
+        let (name, value) = word.split_once('=').ok_or("NAME=VALUE")?;
+        let value: u64 = value.parse()?;
+        match name {
+            "loss" => faults.loss = value,
+            "reorder" => faults.reorder = value,
+            "duplicate" => faults.duplicate = value,
+            "delay-ms" => faults.delay = Duration::from_millis(value),
+            "rate" => faults.rate = value,
+            "seed" => faults.seed = value.max(1),
+            _ => return Err(format!("no fault is called {name}").into()),
+        }
+    }
+    Ok(faults)
+}
+
+/// Makes a TAP in the network namespace of a process.
+fn tap(pid: &str, name: &str) -> Result<File, Box<dyn std::error::Error>> {
+    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+    setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")?;
+    // SAFETY: an all-zero ifreq is one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes an ifreq, which outlives the call.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    Ok(device)
+}
+
+/// A frame under way. Ordered by its time of arrival, earliest last, as [`BinaryHeap`] wants it.
+#[derive(Debug, PartialEq, Eq)]
+struct Frame {
+    arrives: Instant,
+    /// Breaks ties: frames with the same time stay in order.
+    number: u64,
+    bytes: Vec<u8>,
+}
+
+impl Ord for Frame {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.arrives, other.number).cmp(&(self.arrives, self.number))
+    }
+}
+
+impl PartialOrd for Frame {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// One direction.
+struct Direction {
+    under_way: BinaryHeap<Frame>,
+    /// When the line has sent what was given to it.
+    is_free_at: Instant,
+}
+
+struct Cable {
+    ends: [File; 2],
+    /// Towards the end of the same index.
+    directions: [Direction; 2],
+    faults: Faults,
+    random: u64,
+    frames: u64,
+}
+
+impl Cable {
+    fn new(ends: [File; 2], faults: Faults) -> Self {
+        let direction = || Direction { under_way: BinaryHeap::new(), is_free_at: Instant::now() };
+        let directions = [direction(), direction()];
+        Self { ends, directions, faults, random: faults.seed, frames: 0 }
+    }
+
+    fn run(mut self) -> Outcome {
+        loop {
+            self.wait()?;
+            for from in 0..2 {
+                self.take(from);
+            }
+            for to in 0..2 {
+                self.deliver(to);
+            }
+        }
+    }
+
+    fn wait(&self) -> nix::Result<()> {
+        let next =
+            self.directions.iter().filter_map(|d| d.under_way.peek()).map(|f| f.arrives).min();
+        let timeout = match next {
+            None => PollTimeout::NONE,
+            Some(at) => {
+                let left = at.saturating_duration_since(Instant::now());
+                // Milliseconds, rounded up: a turn too late is better than a busy loop.
+                PollTimeout::try_from(left.as_micros().div_ceil(1000) as u32)
+                    .unwrap_or(PollTimeout::MAX)
+            }
+        };
+        let mut ends = [0, 1].map(|end| PollFd::new(self.ends[end].as_fd(), PollFlags::POLLIN));
+        poll(&mut ends, timeout).map(|_| ())
+    }
+
+    /// A number below 10,000 (xorshift64*).
+    fn chance(&mut self) -> u64 {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        (self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) % 10_000
+    }
+
+    /// Takes what the end `from` has sent.
+    fn take(&mut self, from: usize) {
+        let mut buffer = vec![0; FRAME_BYTES_MAX];
+        while let Ok(n) = self.ends[from].read(&mut buffer) {
+            let is_lost = self.chance() < self.faults.loss;
+            let overtakes = self.chance() < self.faults.reorder;
+            let is_doubled = self.chance() < self.faults.duplicate;
+            let to = &mut self.directions[1 - from];
+            if is_lost || to.under_way.len() >= QUEUE_FRAMES_MAX {
+                continue;
+            }
+            let now = Instant::now();
+            let bits = n as u64 * 8 * 1_000_000_000;
+            let takes = bits.checked_div(self.faults.rate).map(Duration::from_nanos);
+            to.is_free_at = takes.map_or(now, |takes| to.is_free_at.max(now) + takes);
+            let arrives = if overtakes { now } else { to.is_free_at + self.faults.delay };
+            for _ in 0..=u64::from(is_doubled) {
+                self.frames += 1;
+                let bytes = buffer[..n].to_vec();
+                to.under_way.push(Frame { arrives, number: self.frames, bytes });
+            }
+        }
+    }
+
+    fn deliver(&mut self, to: usize) {
+        let now = Instant::now();
+        let under_way = &mut self.directions[to].under_way;
+        while under_way.peek().is_some_and(|frame| frame.arrives <= now) {
+            let Some(frame) = under_way.pop() else { return };
+            // A TAP that is down or full drops it, as a cable would.
+            let _: std::io::Result<usize> = self.ends[to].write(&frame.bytes);
+        }
+    }
+}

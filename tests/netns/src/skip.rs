@@ -1,0 +1,98 @@
+//! What a machine may truly lack, and how a test says so.
+//!
+//! A skipped test is visible: it writes `SKIP name: reason` to standard error and to the file that `USERNET_SKIPS`
+//! names, which the test command shows and counts.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+
+/// Says that the test of this name is skipped.
+pub fn skip(name: &str, reason: &str) {
+    let line = format!("SKIP {name}: {reason}\n");
+    eprint!("{line}");
+    if let Some(path) = std::env::var_os("USERNET_SKIPS")
+        && let Ok(mut file) = OpenOptions::new().append(true).open(path)
+    {
+        file.write_all(line.as_bytes()).expect("the list of skipped tests can be written");
+    }
+}
+
+/// Why nothing here can run on this machine, if so.
+pub fn no_namespaces() -> Option<&'static str> {
+    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    if tun.is_err() {
+        return Some("/dev/net/tun cannot be opened");
+    }
+    let made = std::process::Command::new("unshare").args(["--user", "--net", "true"]).output();
+    let is_allowed = made.is_ok_and(|output| output.status.success());
+    (!is_allowed).then_some("user namespaces are forbidden")
+}
+
+/// Whether the kernel lets us use io_uring. Blocked by seccomp: `EPERM` or `ENOSYS`; switched off: `EPERM`.
+pub fn has_io_uring() -> bool {
+    // SAFETY: with no entries and no parameters io_uring_setup(2) can only fail.
+    let result =
+        unsafe { libc::syscall(libc::SYS_io_uring_setup, 0, std::ptr::null_mut::<libc::c_void>()) };
+    let error = std::io::Error::last_os_error().raw_os_error();
+    result >= 0 || matches!(error, Some(libc::EINVAL | libc::EFAULT))
+}
+
+/// Whether IPv6 is there.
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
+/// Whether a program is installed.
+pub fn has_program(name: &str) -> bool {
+    let path = crate::lab::search_path();
+    path.split(':').any(|folder| Path::new(folder).join(name).exists())
+}
+
+/// The reason why a test that needs these programs cannot run.
+pub fn missing(programs: &[&str]) -> Option<String> {
+    if let Some(reason) = no_namespaces() {
+        return Some(reason.to_owned());
+    }
+    let missing = programs.iter().find(|program| !has_program(program))?;
+    Some(format!("{missing} is not installed"))
+}
+
+/// Makes of each function two tests, one per backend:
+///
+/// ```text
+/// on_both_backends! {
+///     fn a_page_is_fetched(backend) needs ["curl"] { … }
+/// }
+/// ```
+#[macro_export]
+macro_rules! on_both_backends {
+    ($($(#[$attribute:meta])* fn $name:ident($backend:ident) needs [$($program:literal),*] $body:block)+) => {$(
+        $(#[$attribute])*
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            fn run($backend: $crate::Backend) {
+                let name = format!("{} ({})", stringify!($name), $backend);
+                if let Some(reason) = $crate::skip::missing(&[$($program),*]) {
+                    return $crate::skip::skip(&name, &reason);
+                }
+                if $backend == $crate::Backend::IoUring && !$crate::skip::has_io_uring() {
+                    return $crate::skip::skip(&name, "io_uring is forbidden");
+                }
+                $body
+            }
+
+            #[test]
+            fn io_uring() {
+                run($crate::Backend::IoUring);
+            }
+
+            #[test]
+            fn epoll() {
+                run($crate::Backend::Epoll);
+            }
+        }
+    )+};
+}

@@ -1,0 +1,86 @@
+//! UDP with real sockets at both ends.
+
+use std::time::Duration;
+
+use usernet_lab::{Daemon, Lab, on_both_backends, serial, wait_until, wan_addresses};
+
+on_both_backends! {
+    fn datagrams_of_every_size_come_back(backend) needs [] {
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let _daemon = Daemon::start(&lab, &guest, backend, &[]);
+        let _server = lab.host().serve(&["[::]:7000"]);
+        for host in wan_addresses() {
+            let address = format!("{host}:7000");
+            // 1473 and 1453 do not fit into one packet; 65,507 is all that IPv4 can carry.
+            let sizes = ["0", "1", "512", "1400", "1452", "1453", "1473", "9000", "40000", "65507"];
+            guest.peer(&[&["echo", &*address][..], &sizes].concat()).ok();
+        }
+    }
+
+    fn datagrams_of_every_size_pass_a_link_with_a_large_mtu(backend) needs [] {
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let _daemon = Daemon::start(&lab, &guest, backend, &["--mtu", "65520"]);
+        let _server = lab.host().serve(&["[::]:7000"]);
+        for host in wan_addresses() {
+            guest.peer(&["echo", &format!("{host}:7000"), "0", "1", "9000", "65000", "65507"]).ok();
+        }
+    }
+
+    fn two_peers_see_the_same_port_and_it_is_the_guests(backend) needs [] {
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let _daemon = Daemon::start(&lab, &guest, backend, &[]);
+        let _servers = lab.host().serve(&["192.0.2.2:7000", "192.0.2.3:7000"]);
+        let seen = guest.peer(&["who", "udp", "4321", "192.0.2.2:7000", "192.0.2.3:7000"]).ok();
+        let ports: Vec<_> = seen.lines().map(|line| line.rsplit(':').next().unwrap()).collect();
+        assert_eq!(ports, ["4321", "4321"], "{seen}");
+    }
+
+    fn a_port_that_is_taken_is_replaced_by_another(backend) needs [] {
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let _daemon = Daemon::start(&lab, &guest, backend, &[]);
+        let _servers = lab.host().serve(&["192.0.2.2:7000", "0.0.0.0:4321"]);
+        let seen = guest.peer(&["who", "udp", "4321", "192.0.2.2:7000"]).ok();
+        let port = seen.trim().rsplit(':').next().unwrap().to_owned();
+        assert_ne!(port, "4321");
+    }
+
+    fn a_closed_port_is_told_as_connection_refused(backend) needs ["python3"] {
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let _daemon = Daemon::start(&lab, &guest, backend, &[]);
+        for (family, host) in [("AF_INET", "192.0.2.1"), ("AF_INET6", "2001:db8::1")] {
+            let script = format!(
+                "import socket\n\
+                 s = socket.socket(socket.{family}, socket.SOCK_DGRAM)\n\
+                 s.settimeout(3)\n\
+                 s.connect(('{host}', 9))\n\
+                 s.send(b'x')\n\
+                 try:\n    s.recv(1)\n\
+                 except OSError as e:\n    print(type(e).__name__)"
+            );
+            assert_eq!(guest.run(&["python3", "-c", &script]).ok(), "ConnectionRefusedError\n");
+        }
+    }
+
+    fn iperf3_udp_runs_both_ways(backend) needs ["iperf3"] {
+        let _turn = serial();
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let _daemon = Daemon::start(&lab, &guest, backend, &[]);
+        let _server = lab.host().spawn(&["iperf3", "-s"]);
+        assert!(wait_until(Duration::from_secs(10), || lab.host().listens_on(5201)));
+        for direction in [&[][..], &["-R"]] {
+            let options = ["iperf3", "-J", "-u", "-b", "100M", "-l", "1400", "-t", "2", "-c", "192.0.2.1"];
+            let report = guest.run(&[&options, direction].concat()).ok();
+            let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+            let sum = &report["end"]["sum"];
+            let lost = sum["lost_percent"].as_f64().unwrap();
+            let packets = sum["packets"].as_f64().unwrap();
+            assert!(packets > 10_000.0 && lost < 2.0, "{direction:?}: {packets} packets, {lost} % lost");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Measurements: `compare` runs real programs through `usernetd` and its peers. The core's own cost per frame is
+//! in `benches/core.rs`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+mod compare;
+mod contender;
+mod measure;
+mod report;
+mod session;
+
+use contender::Contender;
+
+/// Measurements of usernetd and of others.
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+enum Command {
+    /// Measures usernetd (both backends), slirp4netns and pasta in turn, and prints a table.
+    ///
+    /// All of it happens in namespaces of its own, as an ordinary user. What is not installed is left out.
+    Compare(CompareArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct CompareArgs {
+    /// One round of short measurements, in about a minute: shows that all works, not how fast
+    #[arg(long)]
+    quick: bool,
+    /// Rounds; the table shows medians over them [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: Option<u32>,
+    /// One more contender: NAME starts with usernetd, slirp4netns or pasta, PATH is the program
+    #[arg(long = "peer", value_name = "NAME=PATH", value_parser = Contender::parse)]
+    peers: Vec<Contender>,
+    /// Folder for results.json and results.md
+    #[arg(long, value_name = "DIR", default_value = "bench/out")]
+    out: PathBuf,
+    /// Only these contenders
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+struct Effort {
+    /// Rounds over all contenders.
+    rounds: u32,
+    /// Of each bulk transfer.
+    bulk: Duration,
+    /// Of each connection storm.
+    storm: Duration,
+    /// Questions and answers per latency measurement.
+    round_trips: u32,
+}
+
+impl CompareArgs {
+    fn effort(&self) -> Effort {
+        let (rounds, bulk, storm, round_trips) =
+            if self.quick { (1, 1, 1, 2_000) } else { (5, 3, 3, 20_000) };
+        Effort {
+            rounds: self.rounds.unwrap_or(rounds),
+            bulk: Duration::from_secs(bulk),
+            storm: Duration::from_secs(storm),
+            round_trips,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let Command::Compare(args) = Command::parse();
+    match compare::run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

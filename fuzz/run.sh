@@ -3,12 +3,16 @@
 #
 # usage: fuzz/run.sh [SECONDS]    per target, default 60
 #
+# FUZZ_SEED: of the mutations, default 1, so that two runs on one commit do the same; 0 draws one and looks for what
+# is new.
+#
 # The core forbids unsafe code, so there is nothing for a sanitizer to see: the targets are built without one, which
 # the stable toolchain can do. What was found in a crash stays in fuzz/artifacts/TARGET.
 set -u -o pipefail
 cd "$(dirname "$0")" || exit 1
 
 seconds=${1:-60}
+seed=${FUZZ_SEED:-1}
 targets=(frames sequences services spec api)
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
@@ -24,7 +28,7 @@ for target in "${targets[@]}"; do
     cp -r "corpus/$target/." "$copy/$target/"
     mkdir -p "artifacts/$target"
     cargo fuzz run -s none --fuzz-dir . "$target" "$copy/$target" -- \
-        -max_total_time="$seconds" -max_len=8192 -timeout=10 -rss_limit_mb=2048 \
+        -max_total_time="$seconds" -seed="$seed" -max_len=8192 -timeout=10 -rss_limit_mb=2048 \
         -print_final_stats=1 -verbosity=1 >"$log" 2>&1
     code=$?
     runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log" | tail -n 1)

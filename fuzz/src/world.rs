@@ -293,6 +293,8 @@ impl World {
             return self.input(Input::SpliceEnded { socket, to_guest, from_guest });
         }
         if choice % 2 == 0 {
+            // A pair that did not come about is no more: its id may come back by `Adopt`, or never.
+            self.sockets.remove(&socket.index);
             return self.input(Input::Failed { socket, error: host_error(choice, amount) });
         }
         if let Some(Socket { kind: Kind::Splice { is_running }, .. }) =
@@ -393,10 +395,6 @@ impl World {
             }
             Op::Adopt { socket, accepted } => {
                 self.take_accepted(accepted);
-                // A splice that did not come about leaves its name to the adopted connection.
-                if self.is_alive(socket) {
-                    self.sockets.remove(&socket.index);
-                }
                 let stream = Stream { is_connected: true, ..Stream::default() };
                 self.add(socket, Kind::Stream(stream));
             }

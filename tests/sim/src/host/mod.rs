@@ -228,11 +228,7 @@ impl Host {
     }
 
     fn on_adopt(&mut self, env: &mut Env, socket: SocketId, accepted: AcceptedId) {
-        match self.sockets.get(&socket.index) {
-            // After a splice that failed the id may stay.
-            Some((id, Socket::Pair(_))) if *id == socket => {}
-            _ => self.claim(socket, "Adopt"),
-        }
+        self.claim(socket, "Adopt");
         let conversation = self.take_accepted(accepted);
         let mut stream = Stream::connecting(socket, conversation);
         stream.connected(env);
@@ -318,6 +314,8 @@ impl Host {
         }
         let conversation = *conversation;
         if env.choices.chance(env.faults.splice_fails) {
+            // The pair is no more: its id may come back by `Adopt`, or never.
+            self.sockets.remove(&id.index);
             return Some(Told::Failed(id, HostError::Refused));
         }
         self.take_accepted(accepted);

@@ -1,8 +1,6 @@
 //! `usernetd`, the program under test.
 
 use std::fs;
-use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -10,7 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::lab::{Lab, Namespace};
-use crate::process::{Done, Running, wait_until};
+use crate::process::{Done, Running, pass, wait_until};
 
 /// The number under which the daemon finds the descriptor that it reports to.
 const READY_FD: i32 = 30;
@@ -78,14 +76,7 @@ impl<'a> Daemon<'a> {
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let mut command = lab.host().command("user", &args);
         command.stdin(Stdio::piped());
-        let from = writer.as_raw_fd();
-        // SAFETY: dup2 is async-signal-safe, and the descriptors are open in the child too.
-        unsafe {
-            command.pre_exec(move || match libc::dup2(from, READY_FD) {
-                -1 => Err(std::io::Error::last_os_error()),
-                _ => Ok(()),
-            });
-        }
+        pass(&mut command, &writer, READY_FD);
         let start = Instant::now();
         let mut running = Running::start(command, lab.dir(), &args[1..].join(" "));
         drop(writer);

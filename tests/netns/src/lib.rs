@@ -28,4 +28,4 @@ pub mod skip;
 
 pub use daemon::{Backend, Daemon};
 pub use lab::{GUEST4, GUEST6, Lab, Namespace, WAN4, WAN6, serial, wan_addresses};
-pub use process::{Done, Running, wait_until};
+pub use process::{Done, Running, pass, wait_until};

@@ -1,6 +1,8 @@
 //! Programs that run, and what they left.
 
 use std::fs;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -85,7 +87,6 @@ impl Running {
         let file = |kind: &str| dir.join(format!("{number}.{kind}"));
         let (out, err) = (file("out"), file("err"));
         let create = |path| fs::File::create(path).expect("a file in the test's folder");
-        use std::os::unix::process::CommandExt;
         let child = command
             .stdout(create(&out))
             .stderr(create(&err))
@@ -153,6 +154,18 @@ impl Drop for Running {
         for file in [&self.out, &self.err] {
             let _: std::io::Result<()> = fs::remove_file(file);
         }
+    }
+}
+
+/// Gives the program this descriptor under the number `to`. It must stay open until the program has been started.
+pub fn pass(command: &mut Command, from: &impl AsRawFd, to: RawFd) {
+    let from = from.as_raw_fd();
+    // SAFETY: dup2 is async-signal-safe, and the descriptor is open in the child too.
+    unsafe {
+        command.pre_exec(move || match libc::dup2(from, to) {
+            -1 => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
     }
 }
 

@@ -1,0 +1,158 @@
+//! The tools under test, and the tests that are made for each of them.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use usernet_lab::{Lab, skip};
+
+/// Whose program answers to the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The original, as the distribution installs it.
+    Reference,
+    /// `usernetd`.
+    Ours,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Reference => "reference",
+            Self::Ours => "ours",
+        })
+    }
+}
+
+/// A tool: a name, and who answers to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tool {
+    /// `slirp4netns` or `pasta`.
+    pub name: &'static str,
+    /// Whose it is.
+    pub kind: Kind,
+}
+
+impl std::fmt::Display for Tool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.name, self.kind)
+    }
+}
+
+impl Tool {
+    /// A program to call in this lab. Its file has the tool's name, and is in a folder of its own, [`Tool::folder`].
+    pub fn path(self, lab: &Lab) -> String {
+        let path = self.folder(lab).join(self.name);
+        path.to_string_lossy().into_owned()
+    }
+
+    /// A folder with nothing in it but this tool. It is made the first time.
+    pub fn folder(self, lab: &Lab) -> PathBuf {
+        let folder = lab.dir().join(format!("{}-{}", self.name, self.kind));
+        if !folder.exists() {
+            fs::create_dir(&folder).expect("a folder in the lab's");
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))
+                .expect("our own folder");
+            let target = match self.kind {
+                Kind::Reference => installed(self.name).expect("a test says what it needs"),
+                Kind::Ours => PathBuf::from(lab.program("usernetd")),
+            };
+            symlink(target, folder.join(self.name)).expect("a symlink in our own folder");
+        }
+        folder
+    }
+
+    /// Why this tool cannot be tested here, if so.
+    pub fn missing(self) -> Option<String> {
+        let is_there = self.kind == Kind::Ours || installed(self.name).is_some();
+        (!is_there).then(|| format!("{} is not installed", self.name))
+    }
+}
+
+/// Where the distribution has put a program.
+fn installed(name: &str) -> Option<PathBuf> {
+    let path = usernet_lab::lab::search_path();
+    let candidates = path.split(':').map(|folder| Path::new(folder).join(name));
+    candidates.into_iter().find(|path| path.exists())
+}
+
+/// What is known about the original in one test.
+#[derive(Clone, Copy, Debug)]
+pub enum Known {
+    /// It does the same.
+    Same,
+    /// It fails, and how: the failure's message has this text in it.
+    Fails {
+        /// Why it fails.
+        why: &'static str,
+        /// In the message of the panic.
+        says: &'static str,
+    },
+}
+
+/// Runs one test for one tool. [`both_tools!`](crate::both_tools) calls it.
+pub fn run(name: &str, tool: Tool, needs: &[&str], known: Known, body: fn(Tool)) {
+    let name = format!("{name} ({tool})");
+    if let Some(reason) = skip::missing(needs).or_else(|| tool.missing()) {
+        return skip::skip(&name, &reason);
+    }
+    match (tool.kind, known) {
+        (Kind::Ours, _) | (Kind::Reference, Known::Same) => body(tool),
+        (Kind::Reference, Known::Fails { why, says }) => must_fail(tool, why, says, body),
+    }
+}
+
+fn must_fail(tool: Tool, why: &str, says: &str, body: fn(Tool)) {
+    let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(tool))) else {
+        panic!("{tool} passes, though it is known to fail: {why}");
+    };
+    let message = panic.downcast_ref::<String>().map(String::as_str);
+    let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
+    assert!(message.contains(says), "{tool} fails, but not because {why}: {message}");
+}
+
+/// Makes of each function two tests, one per [`Kind`]:
+///
+/// ```text
+/// both_tools! { "slirp4netns";
+///     fn a_page_is_fetched(tool) needs ["curl"] { … }
+///     fn ipv6_ports_are_published(tool) needs [] reference_fails("host_addr is IPv4 only", says "bad host_addr") { … }
+/// }
+/// ```
+///
+/// With `reference_fails` the test for the original asserts that the body fails, by a panic that says this.
+#[macro_export]
+macro_rules! both_tools {
+    ($tool:literal; $(
+        $(#[$attribute:meta])*
+        fn $name:ident($argument:ident) needs [$($program:literal),*]
+        $(reference_fails($why:literal, says $says:literal))? $body:block
+    )+) => {$(
+        $(#[$attribute])*
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            fn body($argument: $crate::Tool) $body
+
+            fn run(kind: $crate::Kind) {
+                #[allow(unused_mut, unused_assignments)]
+                let mut known = $crate::tool::Known::Same;
+                $(known = $crate::tool::Known::Fails { why: $why, says: $says };)?
+                let tool = $crate::Tool { name: $tool, kind };
+                $crate::tool::run(stringify!($name), tool, &[$($program),*], known, body);
+            }
+
+            #[test]
+            fn reference() {
+                run($crate::Kind::Reference);
+            }
+
+            #[test]
+            fn ours() {
+                run($crate::Kind::Ours);
+            }
+        }
+    )+};
+}

@@ -70,11 +70,11 @@ fn an_instance_in_use_is_removed_by_force_only() {
     for account in Account::each() {
         assert_eq!(status(&account.usernet("create web").output().unwrap()), 0);
         let mut user =
-            Running::start(account.usernet("exec web -- sh -c").arg("echo up; exec sleep 600"));
+            Running::start(account.usernet("exec web -- sh -c").arg("echo up; sleep 600 & wait"));
         assert_eq!(user.line(), "up");
         let refused = account.usernet("rm web").output().unwrap();
         assert_eq!(status(&refused), 1, "{refused:?}");
-        assert!(stderr(&refused).contains("sleep"), "{refused:?}");
+        assert!(stderr(&refused).contains("in use by sh"), "{refused:?}");
         let forced = account.usernet("rm -f web").output().unwrap();
         assert_eq!(status(&forced), 0, "{forced:?}");
         user.wait();

@@ -23,7 +23,8 @@ use crate::api::message::{
     ApiError, Call, ErrorCode, FlowEntry, FlowParams, Flows, Forwarded, Forwards, Network, Status,
     Usage,
 };
-use crate::api::server::{Outcome, Server};
+use crate::api::protocol::Outcome;
+use crate::api::server::Server;
 use crate::forwards::{Change, Entry, ForwardError, ForwardTable};
 use crate::resolv::ResolvConf;
 use crate::spec::Spec;

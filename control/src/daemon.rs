@@ -1,9 +1,9 @@
-//! `usernetd`: from the command line to the running data path, and back.
+//! From a [`Plan`] to the running data path, and back.
 //!
 //! # Theory of operation
 //!
 //! ```text
-//! main thread     options ─ descriptors ─ files ─ attach ─ forwards ─ Runtime::new ─ run ············ end
+//! main thread     plan ─ descriptors ─ files ─ attach ─ forwards ─ Runtime::new ─ run ············ end
 //! control thread                                                          └ listeners ─ pid file ─ ready ─ serve
 //! ```
 //!
@@ -15,37 +15,36 @@
 //! The namespace is attached to before the first thread is started, because that forks. Signals are blocked
 //! before that: they wait until the control thread reads them, and nothing ends half way.
 
+use std::ffi::OsString;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use usernet_core::config::{Limits, Services, Timeouts};
+use usernet_core::config::Limits;
 use usernet_core::{Config, Rules};
 use usernet_driver::namespace::{self, AttachError, Attached, Request, Target};
-use usernet_driver::{
-    BackendChoice, DriverError, Ended, Handle, InstallError, Outbound, Runtime, Setup,
-};
+use usernet_driver::{DriverError, Ended, Handle, InstallError, Runtime, Setup};
 
+use crate::announcement::Readiness;
 use crate::api::SocketError;
 use crate::api::server::Server;
-use crate::api::socket::ApiSocket;
-use crate::control::{self, Cause, Control, Ends, Facts};
+use crate::control::{Cause, Control, Ends, Facts};
 use crate::forwards::{Change, ForwardError, ForwardTable};
-use crate::networks::stable_mac;
-use crate::options::{
-    BackendOption, LogFormat, MTU_MAX, NetnsOption, Options, OutboundOption, Workers,
-};
-use crate::owned_path::OwnedPath;
+use crate::options::Options;
+use crate::plan::{Link, LogFormat, MTU_MAX, Namespace, Plan, Resolvers};
+use crate::program::Program;
 use crate::resolv::{RESOLV_CONF, ResolvConf};
 use crate::{host, inherited, logging};
 
@@ -122,68 +121,77 @@ impl DaemonError {
     }
 }
 
-/// The whole program: reads the command line and runs until the end.
-pub fn main() -> ExitCode {
+/// `usernetd`: reads the command line (without a name in front) and runs until the end.
+pub fn main(args: Vec<OsString>) -> ExitCode {
     let started = Instant::now();
-    let options = Options::from_command_line();
-    match run(&options, started) {
+    end(&Options::from_command_line(args).plan(), started)
+}
+
+/// Runs a plan and says how it ended, as an exit status and, if it failed, in one line.
+pub(crate) fn end(plan: &Plan, started: Instant) -> ExitCode {
+    match run(plan, started) {
         Ok(cause) => {
             tracing::info!("ended: {cause:?}");
             ExitCode::from(EXIT_ENDED)
         }
-        Err(error) => {
-            tell_failure(&error, options.log_format);
-            ExitCode::from(EXIT_FAILED)
-        }
+        Err(error) => match plan.log.format {
+            LogFormat::Text => fail(plan.program, error),
+            LogFormat::Json => fail_in_json(plan.program, error),
+        },
     }
 }
 
 /// The failure, on standard error, whatever the log level. Nobody may be listening.
-fn tell_failure(error: &DaemonError, format: LogFormat) {
-    let line = match format {
-        LogFormat::Text => format!("usernetd: {error}"),
-        LogFormat::Json => serde_json::json!({
-            "level": "ERROR",
-            "fields": { "message": error.to_string() },
-            "target": "usernetd",
-        })
-        .to_string(),
-    };
-    let _ = writeln!(io::stderr(), "{line}");
+pub(crate) fn fail(program: Program, what: impl Display) -> ExitCode {
+    let _ = writeln!(io::stderr(), "{program}: {what}");
+    ExitCode::from(EXIT_FAILED)
 }
 
-fn run(options: &Options, started: Instant) -> Result<Cause, DaemonError> {
+/// The same for those who read the log by machine.
+fn fail_in_json(program: Program, what: impl Display) -> ExitCode {
+    let line = serde_json::json!({
+        "level": "ERROR",
+        "fields": { "message": what.to_string() },
+        "target": program.name(),
+    });
+    let _ = writeln!(io::stderr(), "{line}");
+    ExitCode::from(EXIT_FAILED)
+}
+
+/// Makes the network that the plan describes and runs it until there is a reason to end. `started` is when the
+/// program was.
+pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     // First of all: see `inherited::take`.
-    let ready = claim("--ready-fd", options.ready_fd)?;
-    let exit = claim("--exit-fd", options.exit_fd)?;
-    logging::start(options.log_level, options.log_format);
+    let ready = claim("--ready-fd", plan.ready_fd)?;
+    let exit = claim("--exit-fd", plan.exit_fd)?;
+    logging::start(plan.log);
     let signals = block_signals()?;
-    let pcap = options.pcap.as_deref().map(create_capture).transpose()?;
+    let pcap = plan.pcap.as_deref().map(create_capture).transpose()?;
     // A lower limit is no reason not to start.
     let _ = host::raise_file_limit();
-    let socket = options.api_socket.as_deref().map(ApiSocket::bind).transpose()?;
+    let server = plan.api.as_ref().map(Server::start).transpose()?;
 
-    let config = config(options)?;
-    let attached = namespace::attach(&request(options, &config))?;
-    let Prepared { control, first, setup } =
-        prepare(options, config, attached, Given { signals, exit, socket, pcap })?;
+    let config = config(plan)?;
+    let Link::Namespace(namespace) = &plan.link;
+    let attached = namespace::attach(&request(plan, namespace, &config))?;
+    let given = Given { signals, exit, server, pcap };
+    let Prepared { control, first, setup } = prepare(plan, config, attached, given)?;
 
     let (runtime, handle) = Runtime::new(setup)?;
-    let control = control(handle);
-    let announcement = Announcement {
+    let readiness = Readiness {
         ready,
-        pid_file: options.pid_file.clone(),
-        format: options.log_format,
+        pid_file: plan.pid_file.clone(),
+        announcement: plan.announcement,
         started,
     };
-    serve(runtime, control, first, announcement)
+    serve(runtime, control(handle), first, readiness)
 }
 
 /// What the caller and the file system gave us.
 struct Given {
     signals: SignalFd,
     exit: Option<OwnedFd>,
-    socket: Option<ApiSocket>,
+    server: Option<Server>,
     pcap: Option<File>,
 }
 
@@ -196,7 +204,7 @@ struct Prepared<F> {
 }
 
 fn prepare(
-    options: &Options,
+    plan: &Plan,
     config: Config,
     attached: Attached,
     given: Given,
@@ -204,34 +212,31 @@ fn prepare(
     let Attached { link, sockets, ended, warnings, .. } = attached;
     let mut warnings = warnings;
     let forwards = ForwardTable::default();
-    let first = forwards.plan(forwards.with(options.forwards.clone())?)?;
+    let first = forwards.plan(forwards.with(plan.forwards.clone())?)?;
     warnings.extend(first.warnings.iter().cloned());
-    let (resolvers, resolv_conf) = resolvers(options, &mut warnings);
+    let (resolvers, resolv_conf) = resolvers(&plan.resolvers, &mut warnings);
     warnings.extend(host::shortcomings(&config));
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
-    let loopback = options.host_loopback.clone();
+    let loopback = plan.host_loopback.clone();
     // The forwards come with their listeners, as soon as the data path runs.
     let rules = Rules::new(&config, &loopback, Vec::new(), resolvers.clone());
     let setup = Setup {
-        backend: match options.backend {
-            BackendOption::Auto => BackendChoice::Auto,
-            BackendOption::IoUring => BackendChoice::IoUring,
-            BackendOption::Epoll => BackendChoice::Epoll,
-        },
+        backend: plan.backend,
         config: config.clone(),
         rules,
         link,
-        outbound: outbound(&options.outbound),
+        outbound: plan.outbound.clone(),
         namespace: Some(sockets),
         pcap: given.pcap,
         // The control thread watches what ends us, and knows which it was.
         exit_fds: Vec::new(),
     };
+    let Link::Namespace(namespace) = &plan.link;
     let facts = Facts {
-        netns: options.netns.to_string(),
-        tap: options.tap_name.clone(),
+        netns: named(&namespace.target),
+        tap: namespace.tap_name.clone(),
         config,
         host_loopback: loopback,
         warnings,
@@ -239,7 +244,7 @@ fn prepare(
     };
     let data_path = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
         .map_err(DaemonError::system("make an eventfd"))?;
-    let Given { signals, exit, socket, .. } = given;
+    let Given { signals, exit, server, .. } = given;
     let ends = Ends { signals, namespace: ended, exit, data_path: Arc::new(data_path) };
     let control = move |handle| Control {
         handle,
@@ -248,7 +253,7 @@ fn prepare(
         forwards,
         resolvers,
         resolv_conf,
-        server: socket.map(Server::new),
+        server,
         is_stop_requested: false,
     };
     Ok(Prepared { control, first, setup })
@@ -259,7 +264,7 @@ fn serve(
     runtime: Runtime,
     mut control: Control,
     first: Change,
-    announcement: Announcement,
+    readiness: Readiness,
 ) -> Result<Cause, DaemonError> {
     let data_path = Arc::clone(&control.ends.data_path);
     let beside = move || -> Result<Cause, DaemonError> {
@@ -268,7 +273,7 @@ fn serve(
         let _stop = StopOnDrop(handle);
         control.start(first)?;
         control.facts.ready = Instant::now();
-        let pid_file = announcement.make(&control)?;
+        let pid_file = readiness.tell(&control)?;
         let cause = control.run();
         drop(pid_file);
         Ok(cause)
@@ -295,65 +300,6 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// How the caller is told that the network is ready.
-struct Announcement {
-    ready: Option<OwnedFd>,
-    pid_file: Option<PathBuf>,
-    format: LogFormat,
-    started: Instant,
-}
-
-impl Announcement {
-    /// Writes the pid file, tells the caller and prints the one line.
-    fn make(self, control: &Control) -> Result<Option<OwnedPath>, DaemonError> {
-        let content = format!("{}\n", std::process::id());
-        let write = |path: &PathBuf| {
-            OwnedPath::write(path, &content)
-                .map_err(|source| DaemonError::File { path: path.clone(), source })
-        };
-        let pid_file = self.pid_file.as_ref().map(write).transpose()?;
-        let took = control.facts.ready.duration_since(self.started);
-        let line = summary(control, self.format, took);
-        if let Some(ready) = self.ready {
-            File::from(ready).write_all(b"1").map_err(DaemonError::Ready)?;
-        }
-        // Standard output may be closed: the network is there all the same.
-        let mut out = io::stdout().lock();
-        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
-        Ok(pid_file)
-    }
-}
-
-/// The one line that says what was set up.
-fn summary(control: &Control, format: LogFormat, took: Duration) -> String {
-    let Facts { netns, tap, config, .. } = &control.facts;
-    let networks = [control::network4(config), control::network6(config)];
-    let networks: Vec<_> = networks.into_iter().flatten().collect();
-    let forwards: Vec<_> = control.forwards.entries().iter().map(|e| e.spec.to_string()).collect();
-    let backend = control.handle.status().map_or("ended", |s| control::backend_name(s.backend));
-    let ready_ms = took.as_secs_f64() * 1e3;
-    match format {
-        LogFormat::Json => serde_json::json!({
-            "tap": tap, "netns": netns, "networks": networks, "mtu": config.mtu,
-            "forwards": forwards, "backend": backend, "ready_ms": ready_ms,
-        })
-        .to_string(),
-        LogFormat::Text => {
-            let addresses =
-                networks.iter().map(|n| format!("{}/{} via {}", n.guest, n.prefix, n.gateway));
-            let dns = networks.iter().filter_map(|n| n.dns).map(|dns| dns.to_string());
-            let forwards = if forwards.is_empty() { "none".to_owned() } else { forwards.join(" ") };
-            format!(
-                "usernetd: {tap} in {netns}: {}, dns {}, mtu {}, forwards {forwards}, {backend}, \
-                 ready in {ready_ms:.1} ms",
-                addresses.collect::<Vec<_>>().join(", "),
-                dns.collect::<Vec<_>>().join(" "),
-                config.mtu,
-            )
-        }
-    }
-}
-
 fn claim(option: &'static str, fd: Option<i32>) -> Result<Option<OwnedFd>, DaemonError> {
     let take =
         |fd| inherited::take(fd).map_err(|source| DaemonError::Descriptor { option, fd, source });
@@ -376,74 +322,57 @@ fn create_capture(path: &Path) -> Result<File, DaemonError> {
     file.map_err(|source| DaemonError::File { path: path.to_owned(), source })
 }
 
-fn config(options: &Options) -> Result<Config, DaemonError> {
-    let net4 = options.cidr.unwrap_or_default().net();
-    let net6 = (!options.no_ipv6).then(|| options.cidr6.unwrap_or_default().net());
-    let mtu = options.mtu.unwrap_or_else(|| namespace::egress_mtu().clamp(MTU_MIN, MTU_MAX));
-    // One shard whichever it is; see `Workers`.
-    let (Workers::Auto | Workers::One) = options.workers;
+/// What the shard is started with.
+fn config(plan: &Plan) -> Result<Config, DaemonError> {
     let mut seed = [0; 8];
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
         .map_err(DaemonError::system("draw random numbers"))?;
     Ok(Config {
-        host_mac: stable_mac(net4.gateway),
-        guest_mac: options.mac.unwrap_or(stable_mac(net4.guest)),
-        mtu,
-        net4: Some(net4),
-        net6,
-        services: Services {
-            dhcp4: true,
-            dhcp6: net6.is_some(),
-            router_advertisements: net6.is_some(),
-        },
+        host_mac: plan.host_mac,
+        guest_mac: plan.guest_mac,
+        mtu: plan.mtu.unwrap_or_else(|| namespace::egress_mtu().clamp(MTU_MIN, MTU_MAX)),
+        net4: plan.net4,
+        net6: plan.net6,
+        services: plan.services,
         limits: Limits::default(),
-        timeouts: Timeouts {
-            udp_idle: options.udp_idle,
-            dns_idle: options.dns_idle,
-            ..Timeouts::default()
-        },
+        timeouts: plan.timeouts,
         seed: u64::from_ne_bytes(seed),
     })
 }
 
-fn request(options: &Options, config: &Config) -> Request {
+fn request(plan: &Plan, namespace: &Namespace, config: &Config) -> Request {
     Request {
-        target: match &options.netns {
-            NetnsOption::Pid(pid) => Target::Pid(*pid),
-            NetnsOption::Path(path) => Target::Path(path.clone()),
-        },
-        userns: options.userns.clone(),
-        tap_name: options.tap_name.clone(),
+        target: namespace.target.clone(),
+        userns: namespace.userns.clone(),
+        tap_name: namespace.tap_name.clone(),
         mtu: config.mtu,
-        guest_mac: config.guest_mac,
-        net4: config.net4,
-        net6: config.net6,
-        configure: !options.no_configure,
-        offload: !options.no_offload,
+        guest_mac: plan.guest_mac,
+        net4: plan.net4,
+        net6: plan.net6,
+        configure: namespace.configure,
+        offload: namespace.offload,
         txqueuelen: TAP_QUEUE_PACKETS,
     }
 }
 
-fn resolvers(
-    options: &Options,
-    warnings: &mut Vec<String>,
-) -> (Vec<std::net::SocketAddr>, Option<ResolvConf>) {
-    if !options.dns.is_empty() {
-        return (options.dns.clone(), None);
+/// A namespace as the command line names it.
+fn named(target: &Target) -> String {
+    match target {
+        Target::Pid(pid) => pid.to_string(),
+        Target::Path(path) => path.display().to_string(),
     }
-    let (file, told) = ResolvConf::open(Path::new(RESOLV_CONF));
-    warnings.extend(told);
-    (file.resolvers().to_vec(), Some(file))
 }
 
-fn outbound(options: &[OutboundOption]) -> Outbound {
-    let mut outbound = Outbound::default();
-    for option in options {
-        match option {
-            OutboundOption::V4(ip) => outbound.v4 = Some(*ip),
-            OutboundOption::V6(ip) => outbound.v6 = Some(*ip),
-            OutboundOption::Interface(name) => outbound.interface = Some(name.clone()),
+fn resolvers(
+    wanted: &Resolvers,
+    warnings: &mut Vec<String>,
+) -> (Vec<SocketAddr>, Option<ResolvConf>) {
+    match wanted {
+        Resolvers::These(these) => (these.clone(), None),
+        Resolvers::OfHost => {
+            let (file, told) = ResolvConf::open(Path::new(RESOLV_CONF));
+            warnings.extend(told);
+            (file.resolvers().to_vec(), Some(file))
         }
     }
-    outbound
 }

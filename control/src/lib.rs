@@ -2,9 +2,12 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`daemon`] | `usernetd`: from the command line to the running data path, and back |
+//! | [`daemon`] | from a plan to the running data path, and back |
 //! | [`cli`] | `usernet`, the control CLI |
+//! | [`program`] | which program we are, by the name we are called by |
 //! | [`options`] | the command line of `usernetd` |
+//! | [`slirp4netns`], [`pasta`] | the command lines of the tools we stand in for |
+//! | [`plan`] | what each of these command lines becomes |
 //! | [`networks`] | the guest's networks and addresses |
 //! | [`spec`] | forwards as text |
 //! | [`forwards`] | the forwards in force |
@@ -16,8 +19,13 @@ pub mod daemon;
 pub mod forwards;
 pub mod networks;
 pub mod options;
+pub mod pasta;
+pub mod plan;
+pub mod program;
+pub mod slirp4netns;
 pub mod spec;
 
+mod announcement;
 mod control;
 mod host;
 mod inherited;

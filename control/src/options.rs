@@ -1,5 +1,6 @@
 //! The command line of `usernetd`.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -8,18 +9,23 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
-use usernet_core::config::MacAddr;
+use tracing::Level;
+use usernet_core::config::{MacAddr, Services, Timeouts};
 use usernet_core::rules::HostLoopback;
+use usernet_driver::namespace::Target;
+use usernet_driver::{BackendChoice, Outbound};
 
-use crate::networks::{Cidr4, Cidr6};
+use crate::networks::{Cidr4, Cidr6, stable_mac};
+use crate::plan::{
+    Announcement, Api, ApiProtocol, Link, Log, LogFormat, MTU_MAX, Namespace, Plan, Resolvers,
+};
+use crate::program::Program;
 use crate::spec::{PortRange, Spec};
 
 /// The smallest MTU: what every IPv4 host must take (RFC 791).
 const MTU_MIN: i64 = 576;
 /// The smallest MTU with IPv6 (RFC 8200, section 5).
 const MTU_MIN_IPV6: u16 = 1280;
-/// The largest MTU: 65,535 bytes with their Ethernet header, as for other TAP users.
-pub(crate) const MTU_MAX: u16 = 65_521;
 /// The most resolvers on the command line.
 const RESOLVERS_MAX: usize = 8;
 
@@ -147,30 +153,80 @@ pub struct Options {
 
     /// What is told on standard error
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
-    pub log_level: LogLevel,
+    pub log_level: LogLevelOption,
 
     /// How it is told, the line at the start included
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub log_format: LogFormat,
+    pub log_format: LogFormatOption,
 }
 
 impl Options {
-    /// Reads the command line of this process; prints what is wrong with it, or help, and exits.
-    pub fn from_command_line() -> Self {
-        match Self::checked(std::env::args_os()) {
+    /// Reads a command line without a name in front; prints what is wrong with it, or help, and exits.
+    pub fn from_command_line(args: impl IntoIterator<Item = OsString>) -> Self {
+        let name = OsString::from(Program::Usernetd.name());
+        match Self::checked(std::iter::once(name).chain(args)) {
             Ok(options) => options,
             Err(error) => error.exit(),
         }
     }
 
     /// Reads a command line. The first argument is the program.
-    pub fn checked<T: Into<std::ffi::OsString> + Clone>(
+    pub fn checked<T: Into<OsString> + Clone>(
         args: impl IntoIterator<Item = T>,
     ) -> Result<Self, clap::Error> {
         let options = Self::try_parse_from(args)?;
         match options.conflict() {
             None => Ok(options),
             Some(what) => Err(Self::command().error(ErrorKind::ValueValidation, what)),
+        }
+    }
+
+    /// What they come to. Options that were not given have their defaults in it.
+    pub fn plan(self) -> Plan {
+        let net4 = self.cidr.unwrap_or_default().net();
+        let net6 = (!self.no_ipv6).then(|| self.cidr6.unwrap_or_default().net());
+        // One shard whichever it is; see `Workers`.
+        let (Workers::Auto | Workers::One) = self.workers;
+        let format = self.log_format.format();
+        Plan {
+            program: Program::Usernetd,
+            link: Link::Namespace(Namespace {
+                target: self.netns.target(),
+                userns: self.userns,
+                tap_name: self.tap_name,
+                configure: !self.no_configure,
+                offload: !self.no_offload,
+            }),
+            mtu: self.mtu,
+            host_mac: stable_mac(net4.gateway),
+            guest_mac: self.mac.unwrap_or(stable_mac(net4.guest)),
+            net4: Some(net4),
+            net6,
+            services: Services {
+                dhcp4: true,
+                dhcp6: net6.is_some(),
+                router_advertisements: net6.is_some(),
+            },
+            host_loopback: self.host_loopback,
+            resolvers: match self.dns {
+                none if none.is_empty() => Resolvers::OfHost,
+                these => Resolvers::These(these),
+            },
+            forwards: self.forwards,
+            outbound: outbound(self.outbound),
+            timeouts: Timeouts {
+                udp_idle: self.udp_idle,
+                dns_idle: self.dns_idle,
+                ..Timeouts::default()
+            },
+            backend: self.backend.choice(),
+            api: self.api_socket.map(|path| Api { path, protocol: ApiProtocol::Native }),
+            ready_fd: self.ready_fd,
+            exit_fd: self.exit_fd,
+            pid_file: self.pid_file,
+            pcap: self.pcap,
+            log: Log { level: self.log_level.level(), format },
+            announcement: Announcement::Summary(format),
         }
     }
 
@@ -191,7 +247,7 @@ impl Options {
             return Some(format!("--dns may be given {RESOLVERS_MAX} times at most"));
         }
         let net = self.cidr.unwrap_or_default().net();
-        if self.mac.is_some_and(|mac| mac == crate::networks::stable_mac(net.gateway)) {
+        if self.mac.is_some_and(|mac| mac == stable_mac(net.gateway)) {
             return Some("--mac is the address that the gateway has".to_owned());
         }
         let count =
@@ -213,6 +269,15 @@ pub enum NetnsOption {
     Pid(i32),
     /// A file.
     Path(PathBuf),
+}
+
+impl NetnsOption {
+    fn target(self) -> Target {
+        match self {
+            Self::Pid(pid) => Target::Pid(pid),
+            Self::Path(path) => Target::Path(path),
+        }
+    }
 }
 
 impl FromStr for NetnsOption {
@@ -277,6 +342,16 @@ pub enum BackendOption {
     Epoll,
 }
 
+impl BackendOption {
+    fn choice(self) -> BackendChoice {
+        match self {
+            Self::Auto => BackendChoice::Auto,
+            Self::IoUring => BackendChoice::IoUring,
+            Self::Epoll => BackendChoice::Epoll,
+        }
+    }
+}
+
 /// `--workers`: how many there are is decided at the start. More than one is planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workers {
@@ -288,7 +363,7 @@ pub enum Workers {
 
 /// `--log-level`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogLevel {
+pub enum LogLevelOption {
     /// What ended or hindered something.
     Error,
     /// And what is missing.
@@ -301,13 +376,46 @@ pub enum LogLevel {
     Trace,
 }
 
+impl LogLevelOption {
+    fn level(self) -> Level {
+        match self {
+            Self::Error => Level::ERROR,
+            Self::Warn => Level::WARN,
+            Self::Info => Level::INFO,
+            Self::Debug => Level::DEBUG,
+            Self::Trace => Level::TRACE,
+        }
+    }
+}
+
 /// `--log-format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
+pub enum LogFormatOption {
     /// For people.
     Text,
     /// One JSON object per line.
     Json,
+}
+
+impl LogFormatOption {
+    fn format(self) -> LogFormat {
+        match self {
+            Self::Text => LogFormat::Text,
+            Self::Json => LogFormat::Json,
+        }
+    }
+}
+
+fn outbound(options: Vec<OutboundOption>) -> Outbound {
+    let mut outbound = Outbound::default();
+    for option in options {
+        match option {
+            OutboundOption::V4(ip) => outbound.v4 = Some(ip),
+            OutboundOption::V6(ip) => outbound.v6 = Some(ip),
+            OutboundOption::Interface(name) => outbound.interface = Some(name),
+        }
+    }
+    outbound
 }
 
 /// `IFNAMSIZ` without the NUL; what `dev_valid_name()` of the kernel takes, and no `%`, which it would read as

@@ -6,11 +6,14 @@
 //! ← {"version":1,"id":7,"error":{"code":"port_in_use","message":"port 8080/tcp is in use by nginx (pid 812)"}}
 //! ```
 //!
-//! [`message`] has the shapes, [`Client`] asks, the server (part of the daemon's control thread) answers.
+//! [`message`] has the shapes, [`Client`] asks, the server (part of the daemon's control thread) answers. The server
+//! can speak another protocol on its socket: see `protocol`.
 //! `docs/control-api.md` describes the same for other languages.
 
 mod client;
+mod lines;
 pub mod message;
+pub(crate) mod protocol;
 pub(crate) mod server;
 pub(crate) mod socket;
 

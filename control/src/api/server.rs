@@ -2,10 +2,10 @@
 //!
 //! # Theory of operation
 //!
-//! All connections are served by one thread, which never waits for one of them: every socket is non-blocking, and
-//! [`Server::turn`] does what can be done now. A connection reads until it has a whole line, answers it, and
+//! What the bytes mean is the [`Protocol`]'s business. All connections are served by one thread, which never waits for one of them: every socket is non-blocking, and
+//! [`Server::turn`] does what can be done now. A connection reads until it has a whole request, answers it, and
 //! reads on when the answer is written. So a client that does not read stops only itself, and one that sends
-//! without end fills at most [`REQUEST_BYTES_MAX`].
+//! without end fills at most [`Protocol::request_bytes_max`].
 //!
 //! Everything has a deadline: a request that was begun, an answer that is not read, a connection that says
 //! nothing. A connection that ends with an error is closed in two steps: the answer is written and our
@@ -20,11 +20,11 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use serde_json::Value;
 
-use super::message::{ApiError, Call, ErrorCode, Request, Response};
-use super::socket::ApiSocket;
-use super::{REQUEST_BYTES_MAX, VERSION};
+use super::lines::Lines;
+use super::protocol::{Answer, End, Framing, Protocol, Refusal};
+use super::socket::{ApiSocket, SocketError};
+use crate::plan::{Api, ApiProtocol};
 
 /// Connections at once. Further ones are told so and closed.
 pub(crate) const CONNECTIONS_MAX: usize = 16;
@@ -43,12 +43,10 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long nothing is accepted after that has failed.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// What a request is answered with.
-pub(crate) type Outcome = Result<Value, ApiError>;
-
 /// The listening socket and its connections.
 pub(crate) struct Server {
     socket: ApiSocket,
+    protocol: Box<dyn Protocol>,
     connections: Vec<Connection>,
     /// No descriptors: not before this.
     accept_after: Option<Instant>,
@@ -57,9 +55,17 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves a socket.
-    pub(crate) fn new(socket: ApiSocket) -> Self {
-        Self { socket, connections: Vec::new(), accept_after: None, has_more: false }
+    /// Listens. Nothing is answered before the first turn.
+    pub(crate) fn start(api: &Api) -> Result<Self, SocketError> {
+        let socket = ApiSocket::bind(&api.path)?;
+        let protocol: Box<dyn Protocol> = match api.protocol {
+            ApiProtocol::Native => Box::new(Lines),
+        };
+        Ok(Self::new(socket, protocol))
+    }
+
+    fn new(socket: ApiSocket, protocol: Box<dyn Protocol>) -> Self {
+        Self { socket, protocol, connections: Vec::new(), accept_after: None, has_more: false }
     }
 
     /// What to wait for, and on which descriptors.
@@ -80,8 +86,8 @@ impl Server {
         self.has_more
     }
 
-    /// Does what can be done now. `answer` is asked for what each request comes to.
-    pub(crate) fn turn(&mut self, now: Instant, answer: &mut dyn FnMut(Call) -> Outcome) {
+    /// Does what can be done now. `answer` carries out what the requests call for.
+    pub(crate) fn turn(&mut self, now: Instant, answer: &mut Answer<'_>) {
         if self.accept_after.is_some_and(|at| at <= now) {
             self.accept_after = None;
         }
@@ -89,7 +95,8 @@ impl Server {
             self.accept(now);
         }
         self.has_more = false;
-        self.connections.retain_mut(|connection| match connection.turn(now, answer) {
+        let mut speech = Speech { protocol: &mut *self.protocol, answer };
+        self.connections.retain_mut(|connection| match connection.turn(now, &mut speech) {
             Ok(Progress::Waits) => true,
             Ok(Progress::HasMore) => {
                 self.has_more = true;
@@ -117,9 +124,9 @@ impl Server {
 
     fn admit(&mut self, stream: UnixStream, now: Instant) {
         let refusal = if !is_trusted(&stream) {
-            Some((ErrorCode::Forbidden, "only root and the user who runs usernetd may ask it"))
+            Some(Refusal::Forbidden)
         } else if self.connections.len() >= CONNECTIONS_MAX {
-            Some((ErrorCode::Busy, "too many connections to this usernetd"))
+            Some(Refusal::Busy)
         } else {
             None
         };
@@ -129,9 +136,9 @@ impl Server {
         let mut connection = Connection::new(stream, now);
         match refusal {
             None => self.connections.push(connection),
-            Some((code, message)) => {
+            Some(refusal) => {
                 // One try and no lingering: there is no room to keep it.
-                connection.respond(now, Value::Null, Err(ApiError::new(code, message)));
+                connection.respond(now, &self.protocol.refuse(refusal));
                 let _ = connection.write(now);
             }
         }
@@ -144,6 +151,12 @@ fn is_trusted(stream: &UnixStream) -> bool {
     let own = nix::unistd::geteuid();
     getsockopt(stream, PeerCredentials)
         .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own.as_raw())
+}
+
+/// What it takes to answer.
+struct Speech<'a, 'b> {
+    protocol: &'a mut dyn Protocol,
+    answer: &'a mut Answer<'b>,
 }
 
 /// What a turn came to.
@@ -161,7 +174,7 @@ enum Progress {
 enum Phase {
     /// Requests are read.
     Open,
-    /// The client has ended its direction: what is left is answered.
+    /// The client has ended its direction: what is left is a request, or its beginning.
     Ended,
     /// The last answer is being written.
     Closing,
@@ -202,64 +215,64 @@ impl Connection {
         (self.stream.as_fd(), flags)
     }
 
-    fn turn(
-        &mut self,
-        now: Instant,
-        answer: &mut dyn FnMut(Call) -> Outcome,
-    ) -> io::Result<Progress> {
+    fn turn(&mut self, now: Instant, speech: &mut Speech<'_, '_>) -> io::Result<Progress> {
         for _ in 0..REQUESTS_PER_TURN {
             if !self.write(now)? {
-                return Ok(self.unless_late(now));
+                return Ok(self.unless_late(now, speech));
             }
             match self.phase {
                 Phase::Open => {
-                    if !self.on_open(now, answer)? {
-                        return Ok(self.unless_late(now));
+                    if !self.on_open(now, speech)? {
+                        return Ok(self.unless_late(now, speech));
                     }
                 }
-                Phase::Ended => self.on_ended(now, answer),
+                Phase::Ended => {
+                    let rest = std::mem::take(&mut self.input);
+                    self.answer(&rest, End::OfStream, now, speech);
+                    self.phase = Phase::Closing;
+                }
                 Phase::Closing => {
                     self.stream.shutdown(Shutdown::Write)?;
                     self.phase = Phase::Lingering;
                     self.deadline = now + LINGER_TIMEOUT;
                 }
-                Phase::Lingering => return self.throw_away(now),
+                Phase::Lingering => return self.throw_away(now, speech),
             }
         }
         Ok(Progress::HasMore)
     }
 
     /// What a deadline means that has passed.
-    fn unless_late(&mut self, now: Instant) -> Progress {
+    fn unless_late(&mut self, now: Instant, speech: &mut Speech<'_, '_>) -> Progress {
         if now < self.deadline {
             return Progress::Waits;
         }
         let is_request_late = self.output.is_empty() && !self.input.is_empty();
         if is_request_late && self.phase == Phase::Open {
-            self.refuse(now, ErrorCode::Timeout, "the request was not complete within 10 s");
+            self.refuse(now, Refusal::Late, speech);
             return Progress::HasMore;
         }
         Progress::Ended
     }
 
     /// Reads, and answers one request. False: the socket has to be waited for.
-    fn on_open(
-        &mut self,
-        now: Instant,
-        answer: &mut dyn FnMut(Call) -> Outcome,
-    ) -> io::Result<bool> {
-        if let Some(end) = self.next_line() {
+    fn on_open(&mut self, now: Instant, speech: &mut Speech<'_, '_>) -> io::Result<bool> {
+        let framing = speech.protocol.framing();
+        if framing == Framing::Lines
+            && let Some(end) = self.next_line()
+        {
             let line: Vec<u8> = self.input.drain(..=end).collect();
             self.scanned = 0;
-            self.answer(&line, now, answer);
+            self.answer(&line, End::OfLine, now, speech);
             return Ok(true);
         }
-        if self.input.len() >= REQUEST_BYTES_MAX {
-            self.refuse(now, ErrorCode::TooLarge, "a request may have 1 MiB at most");
+        let bytes_max = speech.protocol.request_bytes_max();
+        if self.input.len() >= bytes_max {
+            self.refuse(now, Refusal::TooLarge, speech);
             return Ok(true);
         }
         let is_first = self.input.is_empty();
-        match self.read() {
+        match self.read(bytes_max) {
             Ok(0) => {
                 self.phase = Phase::Ended;
                 Ok(true)
@@ -276,28 +289,15 @@ impl Connection {
         }
     }
 
-    /// The client has ended its direction: the last line may lack its newline.
-    fn on_ended(&mut self, now: Instant, answer: &mut dyn FnMut(Call) -> Outcome) {
-        let rest = std::mem::take(&mut self.input);
-        match serde_json::from_slice::<Value>(&rest) {
-            Err(error) if error.is_eof() && !rest.trim_ascii().is_empty() => {
-                let what = "the connection ended in the middle of a request";
-                self.respond(now, Value::Null, Err(ApiError::new(ErrorCode::Incomplete, what)));
-            }
-            Ok(_) | Err(_) => self.answer(&rest, now, answer),
-        }
-        self.phase = Phase::Closing;
-    }
-
     /// Throws away what a client still sends.
-    fn throw_away(&mut self, now: Instant) -> io::Result<Progress> {
+    fn throw_away(&mut self, now: Instant, speech: &mut Speech<'_, '_>) -> io::Result<Progress> {
         let mut chunk = [0; 16_384];
         for _ in 0..REQUESTS_PER_TURN {
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Ok(Progress::Ended),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Ok(self.unless_late(now));
+                    return Ok(self.unless_late(now, speech));
                 }
                 Err(error) => return Err(error),
             }
@@ -313,9 +313,9 @@ impl Connection {
         end
     }
 
-    fn read(&mut self) -> io::Result<usize> {
+    fn read(&mut self, bytes_max: usize) -> io::Result<usize> {
         let mut chunk = [0; 16_384];
-        let room = chunk.len().min(REQUEST_BYTES_MAX - self.input.len());
+        let room = chunk.len().min(bytes_max - self.input.len());
         let count = self.stream.read(&mut chunk[..room])?;
         self.input.extend_from_slice(&chunk[..count]);
         Ok(count)
@@ -344,64 +344,31 @@ impl Connection {
         Ok(true)
     }
 
-    /// Answers one line. Empty ones are passed over.
-    fn answer(&mut self, line: &[u8], now: Instant, answer: &mut dyn FnMut(Call) -> Outcome) {
-        if line.trim_ascii().is_empty() {
-            return;
+    /// Answers one request, if it is one that gets an answer.
+    fn answer(&mut self, request: &[u8], end: End, now: Instant, speech: &mut Speech<'_, '_>) {
+        let answer = speech.protocol.answer(request, end, speech.answer);
+        if !answer.is_empty() {
+            self.respond(now, &answer);
         }
-        let (id, call) = parse(line);
-        self.respond(now, id, call.and_then(answer));
     }
 
-    fn refuse(&mut self, now: Instant, code: ErrorCode, message: &str) {
+    fn refuse(&mut self, now: Instant, refusal: Refusal, speech: &mut Speech<'_, '_>) {
         self.input = Vec::new();
         self.scanned = 0;
-        self.respond(now, Value::Null, Err(ApiError::new(code, message)));
+        self.respond(now, &speech.protocol.refuse(refusal));
         self.phase = Phase::Closing;
     }
 
-    fn respond(&mut self, now: Instant, id: Value, outcome: Outcome) {
+    fn respond(&mut self, now: Instant, answer: &[u8]) {
         self.deadline = now + WRITE_TIMEOUT;
-        // Vec<u8> takes everything, and our own types have no keys but strings.
-        if serde_json::to_writer(&mut self.output, &Response::new(id, outcome)).is_ok() {
-            self.output.push(b'\n');
-        }
-    }
-}
-
-/// The request on a line: its id, as far as it can be read, and the call.
-fn parse(line: &[u8]) -> (Value, Result<Call, ApiError>) {
-    let value: Value = match serde_json::from_slice(line) {
-        Ok(value) => value,
-        Err(error) => {
-            let message = format!("not JSON: {error}");
-            return (Value::Null, Err(ApiError::new(ErrorCode::InvalidJson, message)));
-        }
-    };
-    let invalid = |what: String| Err(ApiError::new(ErrorCode::InvalidRequest, what));
-    if !value.is_object() {
-        return (Value::Null, invalid("a request is an object".to_owned()));
-    }
-    let id = value.get("id").cloned().unwrap_or_default();
-    if !matches!(id, Value::Null | Value::Number(_) | Value::String(_)) {
-        return (Value::Null, invalid("the id is a number or a string".to_owned()));
-    }
-    match serde_json::from_value::<Request>(value) {
-        Err(error) => (id, invalid(error.to_string())),
-        Ok(request) if request.version != VERSION => {
-            let message = format!(
-                "this usernetd speaks version {VERSION} of the control protocol, not {}",
-                request.version
-            );
-            (id, Err(ApiError::new(ErrorCode::UnsupportedVersion, message)))
-        }
-        Ok(request) => (id, Call::parse(&request.method, request.params)),
+        self.output.extend_from_slice(answer);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
     use std::io::{BufRead, BufReader};
     use std::path::PathBuf;
 
@@ -414,8 +381,12 @@ mod tests {
 
     impl Fixture {
         fn new(name: &str) -> Self {
+            Self::speaking(name, Box::new(Lines))
+        }
+
+        fn speaking(name: &str, protocol: Box<dyn Protocol>) -> Self {
             let path = std::env::temp_dir().join(format!("usernet-{name}-{}", std::process::id()));
-            let server = Server::new(ApiSocket::bind(&path).unwrap());
+            let server = Server::new(ApiSocket::bind(&path).unwrap(), protocol);
             Self { server, path, now: Instant::now() }
         }
 
@@ -599,5 +570,41 @@ mod tests {
         assert!(is_closed(&mut clients[1]));
         fixture.connect();
         assert!(!fixture.server.connections.is_empty());
+    }
+
+    /// Says how long a request was, and how it came to its end.
+    struct Lengths;
+
+    impl Protocol for Lengths {
+        fn framing(&self) -> Framing {
+            Framing::Whole
+        }
+
+        fn request_bytes_max(&self) -> usize {
+            4_096
+        }
+
+        fn answer(&mut self, request: &[u8], end: End, _: &mut Answer<'_>) -> Vec<u8> {
+            format!("{} {end:?}", request.len()).into_bytes()
+        }
+
+        fn refuse(&mut self, refusal: Refusal) -> Vec<u8> {
+            format!("{refusal:?}").into_bytes()
+        }
+    }
+
+    #[test]
+    fn a_protocol_may_have_one_request_per_connection_ended_by_its_client() {
+        let mut fixture = Fixture::speaking("whole", Box::new(Lengths));
+        for (length, told) in [(0, "0 OfStream"), (4_095, "4095 OfStream"), (4_096, "TooLarge")] {
+            let mut client = fixture.connect();
+            fixture.send(&mut client, &b"{\n".repeat(length)[..length]);
+            client.shutdown(Shutdown::Write).unwrap();
+            fixture.turn();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).expect("answered and closed");
+            assert_eq!(answer, told);
+        }
+        assert!(fixture.server.connections.is_empty());
     }
 }

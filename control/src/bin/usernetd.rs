@@ -1,7 +1,7 @@
-//! `usernetd`: see [`usernet_control::daemon`].
+//! `usernetd`: see [`usernet_control::program`].
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    usernet_control::daemon::main()
+    usernet_control::program::main()
 }

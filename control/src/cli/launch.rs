@@ -25,9 +25,7 @@ use super::instance::Claim;
 use super::network_args::NetworkArgs;
 use super::process::Process;
 use super::supervisor::{Event, Signals};
-
-/// The name by which this executable knows that it is the daemon.
-pub(crate) const DAEMON_NAME: &str = "usernetd";
+use crate::program::Program;
 
 /// As much of the daemon's log is shown when it fails, in bytes.
 const LOG_TAIL_BYTES: usize = 4 << 10;
@@ -105,7 +103,7 @@ impl Launch<'_> {
 
     fn command(&self, ready: &OwnedFd) -> Command {
         let mut command = Command::new(own_executable());
-        command.arg0(DAEMON_NAME).arg("--netns").arg(&self.netns);
+        command.arg0(Program::Usernetd.name()).arg("--netns").arg(&self.netns);
         if let Some(userns) = &self.userns {
             command.arg("--userns").arg(userns);
         }

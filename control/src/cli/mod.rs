@@ -36,11 +36,11 @@ mod supervisor;
 mod userns;
 
 use std::env;
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::program::{self, Program};
 use error::{Error, status};
 
 const EXAMPLES: &str = "\
@@ -84,13 +84,15 @@ enum Subcommands {
     Man(manual::ManArgs),
 }
 
-/// The whole program. Under the name `usernetd` it is the daemon.
+/// The whole program. Under the name `usernetd`, or one that `usernetd` may have, it is that.
 pub fn main() -> ExitCode {
     let name = env::args_os().next().unwrap_or_default();
-    if Path::new(&name).file_name() == Some(launch::DAEMON_NAME.as_ref()) {
-        // Without it, `ps` shows the name of the file.
-        nix::sys::prctl::set_name(c"usernetd").ok();
-        return crate::daemon::main();
+    if let Some(program) = Program::of_path(&name) {
+        if program == Program::Usernetd {
+            // Without it, `ps` shows the name of the file.
+            nix::sys::prctl::set_name(c"usernetd").ok();
+        }
+        return program::main();
     }
     let Cli { command } = Cli::parse();
     let not_started = match command {

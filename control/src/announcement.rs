@@ -1,0 +1,80 @@
+//! How the caller is told that the network is ready.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::control::{self, Control, Facts};
+use crate::daemon::DaemonError;
+use crate::owned_path::OwnedPath;
+use crate::plan::{Announcement, LogFormat};
+
+/// Everything that is told at that moment.
+pub(crate) struct Readiness {
+    /// The caller's descriptor.
+    pub(crate) ready: Option<OwnedFd>,
+    /// The file that gets our process id.
+    pub(crate) pid_file: Option<PathBuf>,
+    /// What standard output gets.
+    pub(crate) announcement: Announcement,
+    /// When the program was started.
+    pub(crate) started: Instant,
+}
+
+impl Readiness {
+    /// Writes the pid file, tells the caller and prints the one line. The pid file goes with what is returned.
+    pub(crate) fn tell(self, control: &Control) -> Result<Option<OwnedPath>, DaemonError> {
+        let content = format!("{}\n", std::process::id());
+        let write = |path: &PathBuf| {
+            OwnedPath::write(path, &content)
+                .map_err(|source| DaemonError::File { path: path.clone(), source })
+        };
+        let pid_file = self.pid_file.as_ref().map(write).transpose()?;
+        let took = control.facts.ready.duration_since(self.started);
+        let line = match self.announcement {
+            Announcement::Nothing => None,
+            Announcement::Summary(format) => Some(summary(control, format, took)),
+        };
+        if let Some(ready) = self.ready {
+            File::from(ready).write_all(b"1").map_err(DaemonError::Ready)?;
+        }
+        if let Some(line) = line {
+            // Standard output may be closed: the network is there all the same.
+            let mut out = io::stdout().lock();
+            let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        }
+        Ok(pid_file)
+    }
+}
+
+/// The one line that says what was set up.
+fn summary(control: &Control, format: LogFormat, took: Duration) -> String {
+    let Facts { netns, tap, config, .. } = &control.facts;
+    let networks = [control::network4(config), control::network6(config)];
+    let networks: Vec<_> = networks.into_iter().flatten().collect();
+    let forwards: Vec<_> = control.forwards.entries().iter().map(|e| e.spec.to_string()).collect();
+    let backend = control.handle.status().map_or("ended", |s| control::backend_name(s.backend));
+    let ready_ms = took.as_secs_f64() * 1e3;
+    match format {
+        LogFormat::Json => serde_json::json!({
+            "tap": tap, "netns": netns, "networks": networks, "mtu": config.mtu,
+            "forwards": forwards, "backend": backend, "ready_ms": ready_ms,
+        })
+        .to_string(),
+        LogFormat::Text => {
+            let addresses =
+                networks.iter().map(|n| format!("{}/{} via {}", n.guest, n.prefix, n.gateway));
+            let dns = networks.iter().filter_map(|n| n.dns).map(|dns| dns.to_string());
+            let forwards = if forwards.is_empty() { "none".to_owned() } else { forwards.join(" ") };
+            format!(
+                "usernetd: {tap} in {netns}: {}, dns {}, mtu {}, forwards {forwards}, {backend}, \
+                 ready in {ready_ms:.1} ms",
+                addresses.collect::<Vec<_>>().join(", "),
+                dns.collect::<Vec<_>>().join(" "),
+                config.mtu,
+            )
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What a daemon is to do: the one configuration that every command line becomes.
+//!
+//! `usernetd`, `slirp4netns` and `pasta` have a grammar each, with its own defaults, checks and messages. Each grammar
+//! ends in a [`Plan`], and [`daemon::run`](crate::daemon) does what it says without knowing who asked. So a plan has
+//! no defaults of its own: what an option that was not given means is for its grammar to say.
+//!
+//! A plan is data. Descriptors are the numbers that the caller gave; they are claimed first of all when the
+//! plan is run, so nothing that a grammar opens while it makes one may still be open then.
+
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use usernet_core::config::{MacAddr, Net4, Net6, Services, Timeouts};
+use usernet_core::rules::HostLoopback;
+use usernet_driver::namespace::Target;
+use usernet_driver::{BackendChoice, Outbound};
+
+use crate::program::Program;
+use crate::spec::Spec;
+
+/// The largest MTU: 65,535 bytes with their Ethernet header, as for other TAP users.
+pub const MTU_MAX: u16 = 65_521;
+
+/// What a daemon is to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Who speaks: its name stands in front of what is told.
+    pub program: Program,
+    /// What carries the guest's frames.
+    pub link: Link,
+    /// The link's MTU; none: that of this host's way out.
+    pub mtu: Option<u16>,
+    /// Our own Ethernet address on the link.
+    pub host_mac: MacAddr,
+    /// The guest's.
+    pub guest_mac: MacAddr,
+    /// IPv4 on the link; none: no IPv4.
+    pub net4: Option<Net4>,
+    /// IPv6 on the link; none: no IPv6.
+    pub net6: Option<Net6>,
+    /// Which configuration protocols are answered.
+    pub services: Services,
+    /// Which of the host's loopback services the gateway addresses reach.
+    pub host_loopback: HostLoopback,
+    /// Who resolves the guest's names.
+    pub resolvers: Resolvers,
+    /// Host ports that lead to the guest.
+    pub forwards: Vec<Spec>,
+    /// Where host-side sockets leave from.
+    pub outbound: Outbound,
+    /// When silence ends a flow.
+    pub timeouts: Timeouts,
+    /// How the kernel is asked.
+    pub backend: BackendChoice,
+    /// Where control requests are listened for; none: nowhere.
+    pub api: Option<Api>,
+    /// Gets a "1" and is closed as soon as the network is there.
+    pub ready_fd: Option<RawFd>,
+    /// Ends the daemon when it becomes readable or hangs up.
+    pub exit_fd: Option<RawFd>,
+    /// Holds the process id while the daemon runs.
+    pub pid_file: Option<PathBuf>,
+    /// Gets every frame of both directions.
+    pub pcap: Option<PathBuf>,
+    /// What is told while it runs.
+    pub log: Log,
+    /// What is told once, when the network is there.
+    pub announcement: Announcement,
+}
+
+/// What carries the guest's frames.
+#[derive(Clone, Debug)]
+pub enum Link {
+    /// A TAP in a network namespace.
+    Namespace(Namespace),
+}
+
+/// A network namespace, and what is made in it.
+#[derive(Clone, Debug)]
+pub struct Namespace {
+    /// Which one.
+    pub target: Target,
+    /// The user namespace to enter first; none: the one that owns the network namespace, where that is needed.
+    pub userns: Option<PathBuf>,
+    /// The TAP's name there.
+    pub tap_name: String,
+    /// Whether the devices are brought up, with addresses and routes.
+    pub configure: bool,
+    /// Whether the TAP takes over checksums and segmentation.
+    pub offload: bool,
+}
+
+/// Who resolves the guest's names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolvers {
+    /// Those in the host's resolv.conf, whenever it changes.
+    OfHost,
+    /// These.
+    These(Vec<SocketAddr>),
+}
+
+/// A control socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Api {
+    /// Its name.
+    pub path: PathBuf,
+    /// What is spoken there.
+    pub protocol: ApiProtocol,
+}
+
+/// What is spoken on a control socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApiProtocol {
+    /// That of `usernet`: see `docs/control-api.md`.
+    Native,
+}
+
+/// What is told while a daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// How much.
+    pub level: tracing::Level,
+    /// How.
+    pub format: LogFormat,
+}
+
+/// How a line is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// What standard output gets when the network is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announcement {
+    /// Nothing.
+    Nothing,
+    /// One line that says what was set up.
+    Summary(LogFormat),
+}

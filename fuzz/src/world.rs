@@ -11,7 +11,7 @@ use std::time::Duration;
 use usernet_core::config::Config;
 use usernet_core::op::{
     AcceptedId, Checksum, DatagramKind, FRAME_BYTES_MAX, ForwardId, Gso, HEADROOM, HostError,
-    Input, Offload, Op, SocketId, Span,
+    Input, Offload, Op, PeekedThen, SocketId, Span,
 };
 use usernet_core::packet::{EtherType, Packet, checksum, parse, protocol};
 use usernet_core::rules::{Forward, HostLoopback, Protocol, Rules};
@@ -265,15 +265,23 @@ impl World {
             return self.input(Input::PeekEmpty { socket });
         }
         let mut left = if choice & 8 == 0 { there } else { u32::from(amount) % there + 1 };
+        // Whether the host's side knows that the stream ends behind what it gives.
+        let ends = stream.has_ended && peek.offset + left == stream.queued && choice & 16 == 0;
         while left > 0 && self.is_alive(socket) {
             // The last buffer ends the answer: the driver has no other.
             let Some(lease) = self.ledger.claim() else { return self.peek_nothing(socket) };
             let len = left.min(peek.chunk);
             left -= len;
-            let more = left > 0 && self.ledger.out() < LEASES;
+            let is_whole = left == 0;
+            let more = !is_whole && self.ledger.out() < LEASES;
             left = if more { left } else { 0 };
             let mut bytes = vec![choice; HEADROOM + len as usize];
-            let input = Input::Peeked { socket, lease, bytes: &mut bytes, more };
+            let then = match more {
+                true => PeekedThen::More,
+                false if ends && is_whole => PeekedThen::End,
+                false => PeekedThen::Unknown,
+            };
+            let input = Input::Peeked { socket, lease, bytes: &mut bytes, then };
             self.shard.handle(self.now, input, &mut self.ledger);
             self.ledger.put(lease, bytes);
             self.settle();

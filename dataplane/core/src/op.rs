@@ -199,8 +199,8 @@ pub enum Op {
         /// The next op continues this write.
         more: bool,
     },
-    /// Reads from the socket's queue without consuming: one or more [`Input::Peeked`], the last with `more`
-    /// unset; or [`Input::PeekEmpty`], [`Input::PeekEnd`], [`Input::Failed`].
+    /// Reads from the socket's queue without consuming: one or more [`Input::Peeked`], the last with another
+    /// `then` than [`PeekedThen::More`]; or [`Input::PeekEmpty`], [`Input::PeekEnd`], [`Input::Failed`].
     Peek {
         /// The socket.
         socket: SocketId,
@@ -299,6 +299,17 @@ pub enum HostError {
     Other(i32),
 }
 
+/// What follows the bytes of an [`Input::Peeked`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeekedThen {
+    /// Further `Peeked` of the same op.
+    More,
+    /// Not known: the next `Peek` says it.
+    Unknown,
+    /// The end of the stream: nothing will ever come behind these bytes.
+    End,
+}
+
 /// What the core is told.
 #[derive(Debug)]
 pub enum Input<'a> {
@@ -361,8 +372,8 @@ pub enum Input<'a> {
         lease: LeaseId,
         /// [`HEADROOM`] free bytes, then the payload.
         bytes: &'a mut [u8],
-        /// Further `Peeked` of the same op follow.
-        more: bool,
+        /// What follows them.
+        then: PeekedThen,
     },
     /// A `Peek` found nothing yet.
     PeekEmpty {

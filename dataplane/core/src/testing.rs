@@ -9,7 +9,8 @@ use core::time::Duration;
 
 use crate::config::Config;
 use crate::op::{
-    AcceptedId, HEADROOM, Input, LeaseId, Offload, Op, Outbox, RESERVE_BYTES_MAX, SocketId, Span,
+    AcceptedId, HEADROOM, Input, LeaseId, Offload, Op, Outbox, PeekedThen, RESERVE_BYTES_MAX,
+    SocketId, Span,
 };
 use crate::packet::build::IpHeader;
 use crate::packet::checksum::Sum;
@@ -110,9 +111,9 @@ impl World {
     }
 
     /// Payload that was peeked at.
-    pub(crate) fn peeked(&mut self, socket: SocketId, payload: &[u8], more: bool) -> Vec<Op> {
+    pub(crate) fn peeked(&mut self, socket: SocketId, payload: &[u8], then: PeekedThen) -> Vec<Op> {
         let (lease, mut bytes) = self.lease(payload, HEADROOM);
-        let input = Input::Peeked { socket, lease, bytes: &mut bytes, more };
+        let input = Input::Peeked { socket, lease, bytes: &mut bytes, then };
         self.shard.handle(self.now, input, &mut self.recorder);
         self.leased.insert(lease, bytes);
         self.settle()

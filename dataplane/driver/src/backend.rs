@@ -88,6 +88,8 @@ pub(crate) struct Ready {
     pub(crate) write: bool,
     /// The socket has an error pending (`EPOLLERR`): reset, refused, or an entry in the error queue.
     pub(crate) error: bool,
+    /// The peer has ended its stream (`EPOLLRDHUP`): what can be read now is all there will be.
+    pub(crate) hung_up: bool,
 }
 
 /// One event.

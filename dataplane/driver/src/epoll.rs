@@ -75,6 +75,7 @@ impl Backend for Epoll {
                 read: event.is_readable() || event.is_read_closed(),
                 write: event.is_writable(),
                 error: event.is_error(),
+                hung_up: event.is_read_closed(),
             };
             events.push(Event { token, ready, has_ended: false });
         }

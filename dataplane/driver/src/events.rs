@@ -105,7 +105,8 @@ impl<B: Backend> Engine<B> {
             return;
         }
         let Some(stream) = self.table.stream(socket) else { return };
-        match stream.finish_connect() {
+        stream.hung_up |= ready.hung_up;
+        match stream.finish_connect(ready.error) {
             Ok(()) => {
                 self.tell(Input::Connected { socket });
                 if ready.read {
@@ -121,6 +122,7 @@ impl<B: Backend> Engine<B> {
             self.send_parked(socket);
         }
         let Some(stream) = self.table.stream(socket) else { return };
+        stream.hung_up |= ready.hung_up;
         if ready.error && stream.end_was_told {
             // The core peeks no more, so nothing else would find the error.
             if let Err(error) = sys::take_error(stream.fd()) {

@@ -4,7 +4,9 @@ use std::io;
 use std::net::SocketAddr;
 
 use usernet_core::op::{CloseHow, DatagramKind, HEADROOM};
-use usernet_core::{AcceptedId, HostError, Input, LeaseId, Offload, Op, SocketId, Span};
+use usernet_core::{
+    AcceptedId, HostError, Input, LeaseId, Offload, Op, PeekedThen, SocketId, Span,
+};
 
 use crate::backend::{Backend, Token};
 use crate::counters::Counter;
@@ -242,7 +244,13 @@ impl<B: Backend> Engine<B> {
                 self.tell(Input::PeekEnd { socket });
             }
             Ok(0) => self.tell(Input::PeekEmpty { socket }),
-            Ok(_) => self.on_peeked(socket, request, &leases[..used], got),
+            Ok(_) => {
+                let is_short = got < (request.len as usize).min(count * request.chunk());
+                let is_end = is_short && stream.is_at_end(&self.waste);
+                stream.end_was_told |= is_end;
+                let then = if is_end { PeekedThen::End } else { PeekedThen::Unknown };
+                self.on_peeked(socket, request, &leases[..used], got, then);
+            }
             Err(error) if sys::would_block(&error) => self.tell(Input::PeekEmpty { socket }),
             Err(error) => self.fail(socket, &error),
         }
@@ -254,6 +262,7 @@ impl<B: Backend> Engine<B> {
         request: PeekRequest,
         leases: &[LeaseId],
         got: usize,
+        last: PeekedThen,
     ) {
         let mut left = got;
         for &lease in leases {
@@ -261,7 +270,8 @@ impl<B: Backend> Engine<B> {
             left -= len;
             // SAFETY: filled for this peek, and handed to the core now.
             let bytes = unsafe { self.queue.arena.show(lease, HEADROOM + len) };
-            self.tell(Input::Peeked { socket, lease, bytes, more: left > 0 });
+            let then = if left > 0 { PeekedThen::More } else { last };
+            self.tell(Input::Peeked { socket, lease, bytes, then });
         }
     }
 

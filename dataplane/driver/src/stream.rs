@@ -81,6 +81,8 @@ pub(crate) struct Stream {
     peek_place: Option<u32>,
     /// Bytes that the core has given up and the kernel still has.
     to_consume: u32,
+    /// The peer has ended its stream: what has come is all there will be.
+    pub(crate) hung_up: bool,
     /// The core has been told of the end of the stream: it will not peek again.
     pub(crate) end_was_told: bool,
     /// A send that waits; allocated when it first happens.
@@ -108,8 +110,15 @@ impl Stream {
     }
 
     fn over(fd: OwnedFd, phase: Phase) -> Self {
-        let stream =
-            Self { fd, phase, peek_place: None, to_consume: 0, end_was_told: false, parked: None };
+        let stream = Self {
+            fd,
+            phase,
+            peek_place: None,
+            to_consume: 0,
+            hung_up: false,
+            end_was_told: false,
+            parked: None,
+        };
         // The guest has cut and delayed its segments already; a keep-alive finds dead peers as the host would;
         // urgent data is plain data. None of these can fail on a TCP socket.
         for (level, name) in [
@@ -126,9 +135,11 @@ impl Stream {
         self.fd.as_fd()
     }
 
-    /// What became of the connect. To be asked when the socket has become writable.
-    pub(crate) fn finish_connect(&mut self) -> io::Result<()> {
-        sys::take_error(self.fd())?;
+    /// What became of the connect. To be asked when the socket has become writable, or has an error.
+    pub(crate) fn finish_connect(&mut self, has_error: bool) -> io::Result<()> {
+        if has_error {
+            sys::take_error(self.fd())?;
+        }
         self.phase = Phase::Open;
         Ok(())
     }
@@ -189,6 +200,18 @@ impl Stream {
             sys::take_error(self.fd())?;
         }
         Ok(got.saturating_sub(place as usize))
+    }
+
+    /// Whether the stream ends where the last peek ended, as far as that can be said for the price of one call. Known
+    /// early, the FIN goes with the last bytes, which spares the guest and us a frame each way.
+    pub(crate) fn is_at_end(&self, waste: &Waste) -> bool {
+        if !self.hung_up || waste.is_needed {
+            return false;
+        }
+        let mut byte = [0_u8; 1];
+        let mut buffer = [libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 }];
+        // SAFETY: the buffer is ours. A short peek alone would not do: it also stops at urgent data.
+        matches!(unsafe { sys::peek(self.fd(), &mut buffer) }, Ok(0))
     }
 
     /// Moves the kernel's place, where it is another.

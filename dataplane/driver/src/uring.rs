@@ -173,7 +173,7 @@ impl Uring {
         let Ok(mask) = u32::try_from(entry.result()) else {
             // ECANCELED, mostly: the watch was ended. What else a poll may fail with, a direct call will find.
             if entry.result() != -libc::ECANCELED {
-                let ready = Ready { read: true, write: true, error: true };
+                let ready = Ready { read: true, write: true, error: true, hung_up: false };
                 events.push(Event { token, ready, has_ended });
             }
             return;
@@ -183,6 +183,7 @@ impl Uring {
             read: has(libc::POLLIN | libc::POLLRDHUP | libc::POLLHUP),
             write: has(libc::POLLOUT),
             error: has(libc::POLLERR),
+            hung_up: has(libc::POLLRDHUP),
         };
         events.push(Event { token, ready, has_ended });
     }

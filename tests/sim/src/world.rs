@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use usernet_core::op::Outbox;
-use usernet_core::{Counter, Input, Instant, LeaseId, Offload, Op, Shard, SocketId, Span};
+use usernet_core::{
+    Counter, Input, Instant, LeaseId, Offload, Op, PeekedThen, Shard, SocketId, Span,
+};
 
 use crate::conversation::Conversation;
 use crate::env::{Env, Event};
@@ -306,15 +308,15 @@ impl World {
                 self.host.forget(&mut self.env, socket);
             }
             Told::Opened(socket, local) => self.give(Input::Opened { socket, local }),
-            Told::Peeked(socket, leases) => {
+            Told::Peeked(socket, leases, last_then) => {
                 let last = leases.len() - 1;
                 self.unshown = leases.len() as u32;
                 for (i, lease) in leases.into_iter().enumerate() {
                     self.unshown -= 1;
                     // A Close between them silences the rest.
                     if self.host.is_open(socket) {
-                        let more = i < last;
-                        self.show(lease, |bytes| Input::Peeked { socket, lease, bytes, more });
+                        let then = if i < last { PeekedThen::More } else { last_then };
+                        self.show(lease, |bytes| Input::Peeked { socket, lease, bytes, then });
                     } else {
                         self.env.ledger.give_back(lease, "the driver");
                     }

@@ -12,7 +12,8 @@ use usernet_core::op::{Checksum, HEADROOM};
 use usernet_core::packet::build::{self, IpHeader};
 use usernet_core::rules::HostLoopback;
 use usernet_core::{
-    Config, Counter, Input, Instant, LeaseId, Offload, Op, Outbox, Rules, Shard, SocketId, Span,
+    Config, Counter, Input, Instant, LeaseId, Offload, Op, Outbox, PeekedThen, Rules, Shard,
+    SocketId, Span,
 };
 
 struct Counting;
@@ -229,7 +230,7 @@ impl Bench {
         let lease = self.desk.free.pop().expect("a lease is free");
         let mut buffer = self.desk.buffers[lease.0 as usize];
         let bytes = &mut buffer[..HEADROOM + PAYLOAD.min(len)];
-        let peeked = Input::Peeked { socket, lease, bytes, more: false };
+        let peeked = Input::Peeked { socket, lease, bytes, then: PeekedThen::Unknown };
         self.shard.handle(self.now, peeked, &mut self.desk);
         self.desk.buffers[lease.0 as usize] = buffer;
     }

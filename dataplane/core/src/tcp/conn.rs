@@ -249,6 +249,13 @@ impl Conn {
         self.next.since(self.unacked)
     }
 
+    /// Our FIN goes out. The side that ends last need not linger.
+    pub(crate) fn on_fin_sent(&mut self) {
+        if self.from_guest != FromGuest::Open {
+            self.lingers = false;
+        }
+    }
+
     /// Bytes that the guest's window still has room for.
     pub(crate) fn room(&self) -> u32 {
         if self.guest_edge.is_after(self.next) { self.guest_edge.since(self.next) } else { 0 }

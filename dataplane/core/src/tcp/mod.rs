@@ -141,8 +141,8 @@ impl Tcp {
                 self.conn_mut(flow).is_readable = true;
                 self.mark(flow);
             }
-            Input::Peeked { lease, bytes, more, .. } => {
-                self.on_peeked(ctx, flow, lease, bytes, more);
+            Input::Peeked { lease, bytes, then, .. } => {
+                self.on_peeked(ctx, flow, lease, bytes, then);
             }
             Input::PeekEmpty { .. } => self.on_peek_empty(flow),
             Input::PeekEnd { .. } => self.on_peek_end(flow),

@@ -8,7 +8,9 @@ use core::time::Duration;
 use super::segment::{ACK, ECE, FIN, PSH, RST, SYN};
 use crate::config::Config;
 use crate::counters::Counter;
-use crate::op::{Checksum, CloseHow, ForwardId, Gso, HostError, Input, Offload, Op, SocketId};
+use crate::op::{
+    Checksum, CloseHow, ForwardId, Gso, HostError, Input, Offload, Op, PeekedThen, SocketId,
+};
 use crate::packet::build::IpHeader;
 use crate::packet::protocol;
 use crate::rules::{Forward, HostLoopback, Protocol, Rules};
@@ -158,8 +160,8 @@ impl Flow {
 
     fn got(&mut self) -> Got {
         let got = got(&mut self.world);
-        self.host =
-            self.host.max(got.seq + got.payload.len() as u32) + u32::from(got.flags & FIN != 0);
+        let len = got.payload.len() as u32 + u32::from(got.flags & FIN != 0);
+        self.host = self.host.max(got.seq + len);
         got
     }
 
@@ -176,7 +178,11 @@ impl Flow {
     }
 
     fn peeked(&mut self, payload: &[u8]) -> Vec<Op> {
-        let mut ops = self.world.peeked(self.socket, payload, false);
+        self.peeked_then(payload, PeekedThen::Unknown)
+    }
+
+    fn peeked_then(&mut self, payload: &[u8], then: PeekedThen) -> Vec<Op> {
+        let mut ops = self.world.peeked(self.socket, payload, then);
         ops.extend(self.world.flush());
         ops
     }
@@ -408,6 +414,35 @@ fn each_half_closes_on_its_own() {
     let close = Op::Close { socket: flow.socket, how: CloseHow::Graceful };
     assert_eq!(ops, [consume, close]);
     assert_eq!(flow.world.shard.flows().count(), 0, "our FIN was acknowledged: nothing lingers");
+}
+
+#[test]
+fn the_last_bytes_take_the_fin_with_them_and_so_does_their_repetition() {
+    let mut flow = established();
+    flow.readable();
+    flow.peeked_then(b"all of it", PeekedThen::End);
+    let sent = flow.got();
+    assert_eq!((sent.flags, sent.payload.as_slice()), (FIN | PSH | ACK, b"all of it".as_slice()));
+    let ops = flow.world.pass(Duration::from_millis(600));
+    assert!(matches!(ops[..], [Op::Peek { offset: 0, len: 9, .. }]), "{ops:?}");
+    flow.peeked(b"all of it");
+    let again = flow.got();
+    assert_eq!((again.seq, again.flags, again.payload), (sent.seq, sent.flags, sent.payload));
+    let ops = flow.send(ACK, b"");
+    assert_eq!(ops, [Op::Consume { socket: flow.socket, bytes: 9 }], "the FIN is no byte");
+}
+
+#[test]
+fn a_fin_that_the_window_has_no_room_for_follows_later() {
+    let mut flow = established();
+    let window = segment(flow.guest, flow.host, ACK).window(1);
+    send(&mut flow.world, &window);
+    let ops = flow.readable();
+    assert!(matches!(ops[..], [Op::Peek { len: 128, .. }]), "the window's scale is 7: {ops:?}");
+    flow.peeked_then(&[7; 128], PeekedThen::End);
+    assert_eq!(flow.got().flags, PSH | ACK);
+    flow.send(ACK, b"");
+    assert_eq!(flow.got().flags, FIN | ACK);
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! The half to the guest: bytes are peeked at, sent within the guest's window, consumed when acknowledged.
 
 use super::Tcp;
-use super::conn::{FromGuest, State, Timer, ToGuest};
+use super::conn::{State, Timer, ToGuest};
 use super::handshake::emit;
 use super::segment::{ACK, ECE, FIN, PSH, Segment, TCP_BYTES};
 use super::seq::Seq;
 use crate::context::Context;
 use crate::counters::Counter;
-use crate::op::{HEADROOM, LeaseId, Op, Span};
+use crate::op::{HEADROOM, LeaseId, Op, PeekedThen, Span};
 use crate::packet::build::ip_headers_bytes;
 
 /// Super-frames asked for by one `Peek`.
@@ -214,20 +214,23 @@ impl Tcp {
         flow: u32,
         lease: LeaseId,
         bytes: &mut [u8],
-        more: bool,
+        then: PeekedThen,
     ) {
         let conn = self.conn_mut(flow);
         let len = (bytes.len() - HEADROOM) as u32;
         let at = conn.peeking.expect("bytes come when they were asked for");
-        conn.peeking = more.then_some(at + len);
+        conn.peeking = (then == PeekedThen::More).then_some(at + len);
         let is_void = at != conn.next || conn.state != State::Open;
-        if !more {
+        if then == PeekedThen::End && !is_void && conn.to_guest == ToGuest::Open {
+            conn.to_guest = ToGuest::Ending(at + len);
+        }
+        if then != PeekedThen::More {
             self.mark(flow);
         }
         if is_void || len == 0 {
             return ctx.op(Op::Release { lease });
         }
-        self.send_payload(ctx, flow, lease, bytes, len, more);
+        self.send_payload(ctx, flow, lease, bytes, then);
     }
 
     fn send_payload(
@@ -236,24 +239,30 @@ impl Tcp {
         flow: u32,
         lease: LeaseId,
         bytes: &mut [u8],
-        len: u32,
-        more: bool,
+        then: PeekedThen,
     ) {
         let window = self.advertised(ctx, flow);
         let conn = self.conn_mut(flow);
-        let push = if more { 0 } else { PSH };
+        let len = (bytes.len() - HEADROOM) as u32;
+        let push = if then == PeekedThen::More { 0 } else { PSH };
         let echo = if conn.echo_congestion { ECE } else { 0 };
-        let header = conn.header(ctx.config, conn.next, ACK | push | echo, window);
+        // The stream's last byte takes the FIN with it, where the window has room for both.
+        let has_fin = conn.to_guest == ToGuest::Ending(conn.next + len) && conn.room() > len;
+        let fin = if has_fin { FIN } else { 0 };
+        let header = conn.header(ctx.config, conn.next, ACK | push | echo | fin, window);
         let headers = ip_headers_bytes(conn.guest.is_ipv4()) + TCP_BYTES;
         let start = HEADROOM - headers;
         let offload = header.write(&mut bytes[start..], len as usize, conn.mss);
         let is_first = !conn.is_unacked();
-        conn.next = conn.next + len;
+        conn.next = conn.next + len + u32::from(has_fin);
         if conn.next.is_after(conn.sent_max) {
             conn.sent_max = conn.next;
             if conn.timed.is_none() {
                 conn.timed = Some((conn.next, ctx.now));
             }
+        }
+        if has_fin {
+            conn.on_fin_sent();
         }
         if is_first || conn.timer != Timer::Retransmit {
             let rto = conn.rto();
@@ -287,9 +296,7 @@ impl Tcp {
         if conn.room() == 0 {
             return self.wait_for_window(ctx, flow);
         }
-        if conn.from_guest != FromGuest::Open {
-            conn.lingers = false;
-        }
+        conn.on_fin_sent();
         let window = self.advertised(ctx, flow);
         let conn = self.conn_mut(flow);
         let header = conn.header(ctx.config, conn.next, FIN | ACK, window);

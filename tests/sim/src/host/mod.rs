@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use usernet_core::op::CloseHow;
-use usernet_core::{AcceptedId, HostError, LeaseId, Op, SocketId};
+use usernet_core::{AcceptedId, HostError, LeaseId, Op, PeekedThen, SocketId};
 
 use crate::conversation::Answer;
 use crate::env::{Env, Event};
@@ -27,8 +27,8 @@ pub enum Told {
     Failed(SocketId, HostError),
     /// `Input::Sent`.
     Sent(SocketId, u32),
-    /// `Input::Peeked`, one per lease.
-    Peeked(SocketId, Vec<LeaseId>),
+    /// `Input::Peeked`, one per lease, and what follows the last.
+    Peeked(SocketId, Vec<LeaseId>, PeekedThen),
     /// `Input::PeekEmpty`.
     PeekEmpty(SocketId),
     /// `Input::PeekEnd`.

@@ -1,7 +1,7 @@
 //! A connected socket of the host: its two queues are counters, since the bytes follow from their positions.
 
 use usernet_core::op::{CloseHow, HEADROOM};
-use usernet_core::{HostError, SocketId, Span};
+use usernet_core::{HostError, PeekedThen, SocketId, Span};
 
 use super::{Told, remote};
 use crate::env::{Env, Event};
@@ -250,7 +250,10 @@ impl Stream {
             return None;
         }
         self.peeked = self.peeked.max(at);
-        Some(Told::Peeked(self.socket, leases))
+        // The driver does not always know the end as soon as it is there.
+        let is_end = has_closed && at == written && env.choices.chance(env.faults.spurious);
+        let then = if is_end { PeekedThen::End } else { PeekedThen::Unknown };
+        Some(Told::Peeked(self.socket, leases, then))
     }
 
     /// Only what is owed, and now and then what is not.

@@ -19,6 +19,7 @@
 //! that can wait until the end of a turn (acknowledgements, sends, peeks) is done once per flow in [`Tcp::flush`].
 
 mod conn;
+mod delayed;
 mod ending;
 mod from_guest;
 mod handshake;
@@ -49,6 +50,7 @@ use crate::time::Instant;
 use crate::wheel::Wheel;
 
 use conn::{Conn, FromGuest, State, ToGuest};
+use delayed::DelayedAcks;
 use kept::KeptSpans;
 use segment::Segment;
 
@@ -68,6 +70,7 @@ pub(crate) struct Tcp {
     hasher: Hasher,
     kept: KeptSpans,
     wheel: Wheel,
+    delayed_acks: DelayedAcks,
     /// Flows to look at when the turn ends; each at most once.
     dirty: Vec<u32>,
     /// Flows whose handshake is not complete.
@@ -87,6 +90,7 @@ impl Tcp {
             hasher: hasher(config.seed),
             kept: KeptSpans::new(config.limits.leases),
             wheel: Wheel::new(config.limits.flows),
+            delayed_acks: DelayedAcks::new(config.limits.flows),
             dirty: Vec::with_capacity(flows),
             half_open: 0,
             now: Instant::ZERO,
@@ -170,6 +174,7 @@ impl Tcp {
         // Flushing marks nothing: the list, with its memory, goes back empty.
         debug_assert!(self.dirty.is_empty(), "flushing a flow does not make it dirty");
         self.dirty = dirty;
+        self.drop_paid_acks();
     }
 
     fn flush_flow(&mut self, ctx: &mut Context<'_>, flow: u32) {
@@ -190,7 +195,7 @@ impl Tcp {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.wheel.next_deadline()
+        [self.wheel.next_deadline(), self.delayed_acks.next_deadline()].into_iter().flatten().min()
     }
 
     /// Leases with payload that the host has not taken.

@@ -9,7 +9,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use usernet_core::op::{Checksum, Gso};
 use usernet_core::packet::build::IpHeader;
 use usernet_core::packet::{self, protocol};
-use usernet_core::rules::HostLoopback;
+use usernet_core::rules::{Access, HostLoopback};
 use usernet_core::{Config, Input, Instant, LeaseId, Offload, Op, Outbox, Rules, Shard, SocketId};
 
 const GUEST: &str = "10.0.2.100:40000";
@@ -105,7 +105,8 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let config = Config::example();
-        let rules: Arc<Rules> = Rules::new(&config, &HostLoopback::None, vec![], vec![]);
+        let rules: Arc<Rules> =
+            Rules::new(&config, &Access::new(&config, HostLoopback::None), vec![], vec![]);
         let out = Null { buffer: vec![0; 4096], socket: None, sending: 0 };
         Self { shard: Shard::new(config, rules), out, now: Instant::ZERO }
     }

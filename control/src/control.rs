@@ -14,7 +14,7 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use serde_json::Value;
-use usernet_core::rules::HostLoopback;
+use usernet_core::rules::{Access, HostLoopback};
 use usernet_core::{Config, Rules};
 use usernet_driver::namespace::{EndReason, NamespaceEnd};
 use usernet_driver::{Gone, Handle, Install, InstallError};
@@ -210,7 +210,12 @@ impl Control {
         resolvers: &[std::net::SocketAddr],
     ) -> Arc<Rules> {
         let Facts { config, host_loopback, .. } = &self.facts;
-        Rules::new(config, host_loopback, forwards, resolvers.to_vec())
+        Rules::new(
+            config,
+            &Access::new(config, host_loopback.clone()),
+            forwards,
+            resolvers.to_vec(),
+        )
     }
 
     fn answer(&mut self, call: Call) -> Outcome {

@@ -101,6 +101,7 @@ impl Cidr4 {
             guest: host(GUEST_HOST),
             prefix: self.prefix,
             gateway: host(GATEWAY_HOST),
+            is_default_route: true,
             dns: Some(host(DNS_HOST)),
         }
     }
@@ -150,6 +151,7 @@ impl Cidr6 {
             guest: host(GUEST_HOST),
             prefix: self.prefix,
             gateway: host(GATEWAY_HOST),
+            is_default_route: true,
             dns: Some(host(DNS_HOST)),
         }
     }

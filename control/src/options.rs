@@ -202,11 +202,7 @@ impl Options {
             guest_mac: self.mac.unwrap_or(stable_mac(net4.guest)),
             net4: Some(net4),
             net6,
-            services: Services {
-                dhcp4: true,
-                dhcp6: net6.is_some(),
-                router_advertisements: net6.is_some(),
-            },
+            services: Services::all(),
             host_loopback: self.host_loopback,
             resolvers: match self.dns {
                 none if none.is_empty() => Resolvers::OfHost,

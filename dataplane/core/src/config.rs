@@ -1,6 +1,9 @@
 //! What a shard is told at its start.
 
-use core::net::{Ipv4Addr, Ipv6Addr};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 
 /// An Ethernet address.
@@ -47,9 +50,11 @@ pub struct Net4 {
     pub guest: Ipv4Addr,
     /// Prefix length, in bits.
     pub prefix: u8,
-    /// The gateway: our own address on the link.
+    /// The gateway: our own address on the link. It may lie outside of the guest's network.
     pub gateway: Ipv4Addr,
-    /// Where the guest reaches DNS; none: no DNS service.
+    /// Whether the guest is to reach everything else by the gateway. Without, it is told of no router.
+    pub is_default_route: bool,
+    /// Where the guest reaches DNS, in its network or not; none: no DNS service of ours.
     pub dns: Option<Ipv4Addr>,
 }
 
@@ -60,9 +65,12 @@ pub struct Net6 {
     pub guest: Ipv6Addr,
     /// Prefix length, in bits. SLAAC works with 64 only.
     pub prefix: u8,
-    /// The gateway: our own address on the link, beside the link-local one.
+    /// The gateway: our own address on the link, beside the link-local one made from our Ethernet address. It
+    /// may lie outside of the guest's network. If it is link-local itself, the router advertises from it.
     pub gateway: Ipv6Addr,
-    /// Where the guest reaches DNS; none: no DNS service.
+    /// Whether the guest is to reach everything else by the gateway. Without, the router advertises no lifetime.
+    pub is_default_route: bool,
+    /// Where the guest reaches DNS, in its network or not; none: no DNS service of ours.
     pub dns: Option<Ipv6Addr>,
 }
 
@@ -75,6 +83,124 @@ pub struct Services {
     pub dhcp6: bool,
     /// Router advertisements.
     pub router_advertisements: bool,
+    /// Neighbour discovery altogether, router advertisements included.
+    pub ndp: bool,
+    /// Whether ARP requests and neighbour solicitations are answered for every address but the guest's, as if the
+    /// guest was on the host's own network. Without, for our own addresses only.
+    pub answers_for_all: bool,
+}
+
+impl Services {
+    /// All of them, for our own addresses.
+    pub const fn all() -> Self {
+        Self {
+            dhcp4: true,
+            dhcp6: true,
+            router_advertisements: true,
+            ndp: true,
+            answers_for_all: false,
+        }
+    }
+}
+
+/// The protocols that are translated. Packets of the others are dropped, and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protocols {
+    /// TCP.
+    pub tcp: bool,
+    /// UDP, DNS included. DHCP is a [service](Services).
+    pub udp: bool,
+    /// Echo, whoever is asked. Errors are always passed on.
+    pub icmp: bool,
+}
+
+impl Protocols {
+    /// All of them.
+    pub const fn all() -> Self {
+        Self { tcp: true, udp: true, icmp: true }
+    }
+}
+
+/// A text that is no domain name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotADomainName;
+
+/// A domain name, as it goes over the wire: labels, each behind its length, and an empty one at the end (RFC 1035,
+/// section 3.1).
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct DomainName(Box<[u8]>);
+
+impl DomainName {
+    /// Reads `example.com` or `example.com.`; a single label is a name, the root is not.
+    pub fn parse(text: &str) -> Result<Self, NotADomainName> {
+        let text = text.strip_suffix('.').unwrap_or(text);
+        let mut wire = Vec::with_capacity(text.len() + 2);
+        for label in text.split('.') {
+            let len = u8::try_from(label.len()).map_err(|_| NotADomainName)?;
+            let is_printable = label.bytes().all(|b| b.is_ascii_graphic());
+            if !(1..=63).contains(&len) || !is_printable {
+                return Err(NotADomainName);
+            }
+            wire.push(len);
+            wire.extend_from_slice(label.as_bytes());
+        }
+        wire.push(0);
+        if wire.len() > 255 { Err(NotADomainName) } else { Ok(Self(wire.into())) }
+    }
+
+    /// The labels with their lengths, the empty one included.
+    pub fn wire(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for DomainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = &self.0[..];
+        let mut is_first = true;
+        while let Some((&len @ 1.., behind)) = rest.split_first() {
+            let (label, behind) = behind.split_at(usize::from(len).min(behind.len()));
+            if !core::mem::take(&mut is_first) {
+                f.write_str(".")?;
+            }
+            f.write_str(core::str::from_utf8(label).unwrap_or_default())?;
+            rest = behind;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for DomainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DomainName({self})")
+    }
+}
+
+/// What DHCP and router advertisements tell the guest, beside its address and the router's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Announced {
+    /// DNS servers of both families, the first to be asked first: our own service, or others.
+    pub dns: Vec<IpAddr>,
+    /// Domains to search for short names, in order.
+    pub search: Vec<DomainName>,
+    /// The guest's name, by DHCPv4.
+    pub host_name: Option<DomainName>,
+    /// The guest's full name, by DHCPv4 and DHCPv6.
+    pub fqdn: Option<DomainName>,
+    /// Whether the link's MTU is told.
+    pub mtu: bool,
+    /// First and last address that DHCPv4 leases, each to a client's Ethernet address of its own. None: the
+    /// guest's configured address, to whoever asks.
+    pub pool4: Option<(Ipv4Addr, Ipv4Addr)>,
+}
+
+impl Announced {
+    /// Our own DNS service and the MTU.
+    pub fn of_networks(net4: Option<Net4>, net6: Option<Net6>) -> Self {
+        let dns4 = net4.and_then(|n| n.dns).map(IpAddr::V4);
+        let dns6 = net6.and_then(|n| n.dns).map(IpAddr::V6);
+        Self { dns: dns4.into_iter().chain(dns6).collect(), mtu: true, ..Self::default() }
+    }
 }
 
 /// Limits: every table is this large and no larger.
@@ -175,8 +301,14 @@ pub struct Config {
     pub net4: Option<Net4>,
     /// IPv6 on the link; none: no IPv6.
     pub net6: Option<Net6>,
+    /// Further addresses of the guest, beside those of its networks.
+    pub further: Vec<IpAddr>,
     /// Configuration protocols.
     pub services: Services,
+    /// What they tell the guest.
+    pub announced: Announced,
+    /// What is translated.
+    pub protocols: Protocols,
     /// Table sizes.
     pub limits: Limits,
     /// Timeouts.
@@ -190,21 +322,89 @@ impl Config {
     /// and DNS at .3; the same in a ULA prefix.
     pub fn example() -> Self {
         let v6 = |last| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last);
+        let net4 = Some(Net4 {
+            guest: Ipv4Addr::new(10, 0, 2, 100),
+            prefix: 24,
+            gateway: Ipv4Addr::new(10, 0, 2, 2),
+            is_default_route: true,
+            dns: Some(Ipv4Addr::new(10, 0, 2, 3)),
+        });
+        let net6 = Some(Net6 {
+            guest: v6(0x64),
+            prefix: 64,
+            gateway: v6(2),
+            is_default_route: true,
+            dns: Some(v6(3)),
+        });
         Self {
             host_mac: MacAddr([0x52, 0x55, 0x0a, 0x00, 0x02, 0x02]),
             guest_mac: MacAddr([0x52, 0x55, 0x0a, 0x00, 0x02, 0x64]),
             mtu: 1500,
-            net4: Some(Net4 {
-                guest: Ipv4Addr::new(10, 0, 2, 100),
-                prefix: 24,
-                gateway: Ipv4Addr::new(10, 0, 2, 2),
-                dns: Some(Ipv4Addr::new(10, 0, 2, 3)),
-            }),
-            net6: Some(Net6 { guest: v6(0x64), prefix: 64, gateway: v6(2), dns: Some(v6(3)) }),
-            services: Services { dhcp4: true, dhcp6: true, router_advertisements: true },
+            net4,
+            net6,
+            further: Vec::new(),
+            services: Services::all(),
+            announced: Announced::of_networks(net4, net6),
+            protocols: Protocols::all(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             seed: 0,
         }
+    }
+
+    /// Whether `ip` is one of the addresses that the guest is configured with.
+    pub fn is_guests(&self, ip: IpAddr) -> bool {
+        self.guest_like(ip) == Some(ip) || self.further.contains(&ip)
+    }
+
+    /// The guest's first address of the family of `ip`.
+    pub fn guest_like(&self, ip: IpAddr) -> Option<IpAddr> {
+        let first = match ip {
+            IpAddr::V4(_) => self.net4.map(|n| n.guest.into()),
+            IpAddr::V6(_) => self.net6.map(|n| n.guest.into()),
+        };
+        first.or_else(|| self.further.iter().copied().find(|own| own.is_ipv4() == ip.is_ipv4()))
+    }
+
+    /// Our own address on the link, of the family of `ip`.
+    pub fn gateway_like(&self, ip: IpAddr) -> Option<IpAddr> {
+        match ip {
+            IpAddr::V4(_) => self.net4.map(|n| n.gateway.into()),
+            IpAddr::V6(_) => self.net6.map(|n| n.gateway.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn a_domain_name_is_read_and_written() {
+        let name = DomainName::parse("lab.example.").expect("a name");
+        assert_eq!(name.wire(), b"\x03lab\x07example\0");
+        assert_eq!(name.to_string(), "lab.example");
+        assert_eq!(DomainName::parse("box").expect("a name").wire(), b"\x03box\0");
+        let long = "a".repeat(64);
+        let longest = "a.".repeat(127);
+        assert!(DomainName::parse(&longest).is_ok());
+        for text in ["", ".", "a..b", "a b", &long, &["b.", &longest].concat()] {
+            assert_eq!(DomainName::parse(text), Err(NotADomainName), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_guest_has_all_addresses_that_it_is_configured_with() {
+        let mut config = Config::example();
+        let further =
+            [IpAddr::from([192, 0, 2, 9]), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9])];
+        config.further = further.to_vec();
+        assert!(further.iter().all(|&ip| config.is_guests(ip)));
+        assert!(config.is_guests([10, 0, 2, 100].into()));
+        assert!(!config.is_guests([10, 0, 2, 2].into()));
+        assert_eq!(config.guest_like(further[0]), Some([10, 0, 2, 100].into()));
+        config.net4 = None;
+        assert_eq!(config.guest_like(further[0]), Some(further[0]));
     }
 }

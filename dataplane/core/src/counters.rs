@@ -33,6 +33,8 @@ counters! {
     DropChecksum = "drop_checksum",
     /// Frames of a protocol that is not translated.
     DropProtocol = "drop_protocol",
+    /// Packets of a protocol that is switched off.
+    DropProtocolOff = "drop_protocol_off",
     /// Frames for another station on the link.
     DropNotForUs = "drop_not_for_us",
     /// Frames of a family that is not configured.

@@ -35,7 +35,7 @@ use crate::packet::checksum::moved;
 use crate::packet::error::{Quoted, tell_guest};
 use crate::packet::{ETHERNET_BYTES, Packet, protocol};
 use crate::reassembly::Reassembled;
-use crate::rules::{self, Target};
+use crate::rules::Target;
 use crate::sockets::{Owner, Sockets};
 use crate::time::Instant;
 use crate::wheel::Wheel;
@@ -152,6 +152,10 @@ impl Ping {
             Target::Address(to) if to.is_ipv4() == about.source.is_ipv4() => to,
             Target::Unreachable => {
                 tell_guest(ctx, about, HostError::HostUnreachable, None);
+                return discard(ctx, request, Counter::DropByRule);
+            }
+            Target::NetUnreachable => {
+                tell_guest(ctx, about, HostError::NetUnreachable, None);
                 return discard(ctx, request, Counter::DropByRule);
             }
             Target::Refuse | Target::Resolver => {
@@ -273,7 +277,10 @@ impl Ping {
     fn on_reply(&mut self, ctx: &mut Context<'_>, mapping: u32, reply: &Reply, bytes: &mut [u8]) {
         let mapping = self.mapping_mut(mapping);
         let guest = mapping.guest;
-        let source = rules::as_seen_by_guest(ctx.config, reply.from)
+        let source = ctx
+            .rules
+            .view
+            .as_seen_by_guest(reply.from)
             .filter(|source| source.is_ipv4() == guest.is_ipv4());
         let (Some(source), true) = (source, is_reply(guest, bytes)) else {
             return ctx.drop_frame(reply.lease, Counter::PingUnexpected);
@@ -311,7 +318,10 @@ impl Ping {
     ) {
         let mapping = self.mapping_mut(mapping);
         let is_v4 = mapping.guest.is_ipv4();
-        let to = rules::as_seen_by_guest(ctx.config, to)
+        let to = ctx
+            .rules
+            .view
+            .as_seen_by_guest(to)
             .filter(|to| to.is_ipv4() == is_v4)
             .unwrap_or(mapping.last_to);
         let mut quote = [0; QUOTE_BYTES_MAX];
@@ -481,6 +491,7 @@ mod tests {
     use super::*;
     use crate::packet::checksum::{Sum, is_valid};
     use crate::packet::{EtherType, parse};
+    use crate::rules::{Access, Rules};
     use crate::testing::World;
     use alloc::vec;
     use alloc::vec::Vec;
@@ -572,7 +583,7 @@ mod tests {
             let mut world = World::new();
             assert_eq!(world.frame(&request(to, 1, 7), Offload::default()), []);
             let (packet, message) = reply_of(&world.next_written().bytes);
-            assert!(crate::services::is_own_address(&Config::example(), packet.source));
+            assert!(world.shard.rules().view.is_own(packet.source));
             assert_eq!(message[0], time_exceeded);
 
             let ops = world.frame(&request(to, 2, 7), Offload::default());
@@ -626,7 +637,12 @@ mod tests {
     fn a_full_table_gives_the_idlest_place_away_but_no_busy_one() {
         let mut config = Config::example();
         config.limits.pings = 2;
-        let rules = rules::Rules::new(&config, &rules::HostLoopback::None, vec![], vec![]);
+        let rules = Rules::new(
+            &config,
+            &Access::new(&config, crate::rules::HostLoopback::None),
+            vec![],
+            vec![],
+        );
         let mut world = World::with(config, rules);
         for identifier in [1, 2] {
             opened(&world.frame(&request("192.0.2.1", 64, identifier), Offload::default()));

@@ -7,11 +7,16 @@
 //!
 //! The first [`Translation`] that matches decides. [`Rules::new`] lays them out in this order:
 //!
-//! 1. the DNS addresses, port 53: the host's resolvers; any other port: refused;
-//! 2. the gateway addresses: the host's loopback, as far as [`HostLoopback`] says; else refused;
-//! 3. the rest of the guest's own network: unreachable, nobody else lives there;
-//! 4. loopback, unspecified, multicast, broadcast and link-local destinations: dropped;
-//! 5. anything else: itself.
+//! 1. the DNS addresses: port 53 goes to the host's resolvers, port 853 to the first of them;
+//! 2. the addresses that mean the host's loopback, as far as [`HostLoopback`] says;
+//! 3. the addresses that mean one of the host's own;
+//! 4. those of 2, other ports: closed, as [`Closed`] says;
+//! 5. if the guest's network is its own ([`OwnNetwork::Unreachable`]): the DNS addresses, other ports: refused;
+//!    and the rest of it: unreachable, nobody else lives there;
+//! 6. loopback, unspecified, multicast, broadcast and link-local destinations: dropped;
+//! 7. anything else: itself.
+//!
+//! [`Access`] has what is to be decided of this; its default is a guest in a network of its own.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -39,6 +44,94 @@ pub enum HostLoopback {
     All,
     /// These ports (first, last), TCP and UDP.
     Ports(Vec<(u16, u16)>),
+}
+
+/// What happens at an address of the host's loopback on ports that are not open to the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Closed {
+    /// As at a port where nobody listens.
+    #[default]
+    Refused,
+    /// The network is unreachable.
+    NetUnreachable,
+}
+
+/// What becomes of DNS queries to the DNS addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DnsService {
+    /// The host's resolvers are asked.
+    #[default]
+    Forwarded,
+    /// They, and everything else to these addresses, are dropped.
+    Dropped,
+}
+
+/// What the rest of the guest's own network is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OwnNetwork {
+    /// Between the guest and us: nobody else is there.
+    #[default]
+    Unreachable,
+    /// The host's own, which the guest is on too: its addresses are reached like any other.
+    Reached,
+}
+
+/// Where a client on the host's loopback that comes by a TCP forward gets to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoopbackClients {
+    /// The guest's loopback, socket to socket; by the link if nobody listens there.
+    #[default]
+    GuestLoopback,
+    /// The guest's own address, socket to socket; by the link if nobody listens there.
+    GuestAddress,
+    /// The guest's own address, by the link.
+    Link,
+}
+
+/// An address on the guest's side that means one of the host's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostAddress {
+    /// What the guest says.
+    pub via: IpAddr,
+    /// What it means; of the same family.
+    pub address: IpAddr,
+}
+
+/// What of the host the guest reaches, and by which addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Which of the host's loopback services.
+    pub host_loopback: HostLoopback,
+    /// By which addresses. The first of a family is also what loopback peers appear as.
+    pub loopback_via: Vec<IpAddr>,
+    /// What the ports of these addresses say that are not open.
+    pub closed: Closed,
+    /// Addresses that mean one of the host's own, and what peers from these appear as.
+    pub host_via: Vec<HostAddress>,
+    /// Addresses that are resolvers.
+    pub resolvers_via: Vec<IpAddr>,
+    /// What becomes of queries to them.
+    pub dns: DnsService,
+    /// What the rest of the guest's network is.
+    pub own_network: OwnNetwork,
+    /// Where loopback clients of forwards get to.
+    pub loopback_clients: LoopbackClients,
+}
+
+impl Access {
+    /// That of a guest in a network of its own: the host's loopback by the gateways, resolvers by the DNS addresses.
+    pub fn new(config: &Config, host_loopback: HostLoopback) -> Self {
+        let (net4, net6) = (config.net4, config.net6);
+        let gateways = [net4.map(|n| n.gateway.into()), net6.map(|n| n.gateway.into())];
+        let dns4 = net4.and_then(|n| n.dns).map(IpAddr::V4);
+        let dns6 = net6.and_then(|n| n.dns).map(IpAddr::V6);
+        Self {
+            host_loopback,
+            loopback_via: gateways.into_iter().flatten().collect(),
+            resolvers_via: dns4.into_iter().chain(dns6).collect(),
+            ..Self::default()
+        }
+    }
 }
 
 /// A network: address and prefix length.
@@ -83,6 +176,8 @@ pub enum Target {
     Refuse,
     /// Nowhere, and the guest is told so: host unreachable.
     Unreachable,
+    /// Nowhere, and the guest is told so: network unreachable.
+    NetUnreachable,
     /// Nowhere, silently.
     Drop,
 }
@@ -98,6 +193,8 @@ pub enum Action {
     Refuse,
     /// See [`Target::Unreachable`].
     Unreachable,
+    /// See [`Target::NetUnreachable`].
+    NetUnreachable,
     /// See [`Target::Drop`].
     Drop,
 }
@@ -122,7 +219,7 @@ pub struct Forward {
     pub protocol: Protocol,
     /// First and last host port.
     pub host_ports: (u16, u16),
-    /// The guest's address; none: its configured one, in the client's family.
+    /// The guest's address; none: its first one of the client's family.
     pub guest: Option<IpAddr>,
     /// The guest's port for the first host port.
     pub guest_port: u16,
@@ -137,68 +234,41 @@ pub struct Rules {
     pub forwards: Vec<Forward>,
     /// The host's resolvers, best first.
     pub resolvers: Vec<SocketAddr>,
+    /// What the guest sees of the host's side.
+    pub view: View,
 }
 
 const ANY_PORT: (u16, u16) = (0, u16::MAX);
+const DNS_PORT: u16 = 53;
+/// DNS over TLS and over QUIC (RFC 7858, RFC 9250).
+const DNS_TLS_PORT: u16 = 853;
 
 impl Rules {
     /// The snapshot for a guest network, with the precedence of the [module](self).
     pub fn new(
         config: &Config,
-        host_loopback: &HostLoopback,
+        access: &Access,
         forwards: Vec<Forward>,
         resolvers: Vec<SocketAddr>,
     ) -> Arc<Self> {
         let mut translations = Vec::new();
-        let mut add = |to, ports, action| translations.push(Translation { to, ports, action });
-        let nets = [
-            config.net4.map(|n| {
-                let own = Prefix { address: n.gateway.into(), len: n.prefix };
-                let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-                (n.dns.map(IpAddr::V4), IpAddr::V4(n.gateway), own, loopback)
-            }),
-            config.net6.map(|n| {
-                let own = Prefix { address: n.gateway.into(), len: n.prefix };
-                let loopback = IpAddr::V6(Ipv6Addr::LOCALHOST);
-                (n.dns.map(IpAddr::V6), IpAddr::V6(n.gateway), own, loopback)
-            }),
-        ];
-        for (dns, gateway, own, loopback) in nets.into_iter().flatten() {
-            if let Some(dns) = dns {
-                add(Prefix::host(dns), (53, 53), Action::Resolver);
-                add(Prefix::host(dns), ANY_PORT, Action::Refuse);
+        add_services(&mut translations, access, &resolvers);
+        if access.own_network == OwnNetwork::Unreachable {
+            let to = |address, len| Prefix { address, len };
+            let nets = [
+                config.net4.map(|n| to(n.guest.into(), n.prefix)),
+                config.net6.map(|n| to(n.guest.into(), n.prefix)),
+            ];
+            let dns = access.resolvers_via.iter().map(|&via| (Prefix::host(via), Action::Refuse));
+            let own = nets.into_iter().flatten().map(|net| (net, Action::Unreachable));
+            for (to, action) in dns.chain(own) {
+                translations.push(Translation { to, ports: ANY_PORT, action });
             }
-            match host_loopback {
-                HostLoopback::None => {}
-                HostLoopback::All => add(Prefix::host(gateway), ANY_PORT, Action::Map(loopback)),
-                HostLoopback::Ports(ports) => {
-                    for &range in ports {
-                        add(Prefix::host(gateway), range, Action::Map(loopback));
-                    }
-                }
-            }
-            add(Prefix::host(gateway), ANY_PORT, Action::Refuse);
-            add(own, ANY_PORT, Action::Unreachable);
         }
-        let v4 = |a, b, c, d, len| Prefix { address: Ipv4Addr::new(a, b, c, d).into(), len };
-        let v6 = |first, last, len| Prefix {
-            address: Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last).into(),
-            len,
-        };
-        for never in [
-            v4(0, 0, 0, 0, 8),
-            v4(127, 0, 0, 0, 8),
-            v4(224, 0, 0, 0, 4),
-            v4(255, 255, 255, 255, 32),
-            v6(0, 0, 128),
-            v6(0, 1, 128),
-            v6(0xff00, 0, 8),
-            v6(0xfe80, 0, 10),
-            Prefix { address: Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().into(), len: 96 },
-        ] {
-            add(never, ANY_PORT, Action::Drop);
+        for to in never_reached() {
+            translations.push(Translation { to, ports: ANY_PORT, action: Action::Drop });
         }
-        Arc::new(Self { translations, forwards, resolvers })
+        Arc::new(Self { translations, forwards, resolvers, view: View::new(config, access) })
     }
 
     /// Where a packet to `to` really goes.
@@ -212,6 +282,7 @@ impl Rules {
             Some(Action::Resolver) => Target::Resolver,
             Some(Action::Refuse) => Target::Refuse,
             Some(Action::Unreachable) => Target::Unreachable,
+            Some(Action::NetUnreachable) => Target::NetUnreachable,
             Some(Action::Drop) => Target::Drop,
         }
     }
@@ -232,18 +303,154 @@ impl Forward {
     }
 }
 
-/// How a host-side peer is shown to the guest: loopback clients and services appear as the gateway, all
-/// others as themselves. None: no gateway of that family.
-pub fn as_seen_by_guest(config: &Config, peer: IpAddr) -> Option<IpAddr> {
-    let peer = peer.to_canonical();
-    match peer {
-        IpAddr::V4(ip) if ip.is_loopback() || ip.is_unspecified() => {
-            config.net4.map(|n| n.gateway.into())
+/// 1 to 4 of the [module](self)'s list.
+fn add_services(to_rules: &mut Vec<Translation>, access: &Access, resolvers: &[SocketAddr]) {
+    let mut add = |via, ports, action| {
+        to_rules.push(Translation { to: Prefix::host(via), ports, action });
+    };
+    for &via in &access.resolvers_via {
+        match access.dns {
+            DnsService::Dropped => add(via, ANY_PORT, Action::Drop),
+            DnsService::Forwarded => {
+                add(via, (DNS_PORT, DNS_PORT), Action::Resolver);
+                let same = resolvers.iter().find(|r| r.is_ipv4() == via.is_ipv4());
+                if let Some(resolver) = same {
+                    add(via, (DNS_TLS_PORT, DNS_TLS_PORT), Action::Map(resolver.ip()));
+                }
+            }
         }
-        IpAddr::V6(ip) if ip.is_loopback() || ip.is_unspecified() || ip.is_unicast_link_local() => {
-            config.net6.map(|n| n.gateway.into())
+    }
+    for &via in &access.loopback_via {
+        match &access.host_loopback {
+            HostLoopback::None => {}
+            HostLoopback::All => add(via, ANY_PORT, Action::Map(loopback_like(via))),
+            HostLoopback::Ports(ports) => {
+                for &range in ports {
+                    add(via, range, Action::Map(loopback_like(via)));
+                }
+            }
         }
-        IpAddr::V4(_) | IpAddr::V6(_) => Some(peer),
+    }
+    for host in &access.host_via {
+        add(host.via, ANY_PORT, Action::Map(host.address));
+    }
+    let closed = match access.closed {
+        Closed::Refused => Action::Refuse,
+        Closed::NetUnreachable => Action::NetUnreachable,
+    };
+    for &via in &access.loopback_via {
+        add(via, ANY_PORT, closed);
+    }
+}
+
+/// Destinations that no guest reaches by their own name.
+fn never_reached() -> [Prefix; 9] {
+    let v4 = |a, b, c, d, len| Prefix { address: Ipv4Addr::new(a, b, c, d).into(), len };
+    let v6 = |first, last, len| Prefix {
+        address: Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last).into(),
+        len,
+    };
+    [
+        v4(0, 0, 0, 0, 8),
+        v4(127, 0, 0, 0, 8),
+        v4(224, 0, 0, 0, 4),
+        v4(255, 255, 255, 255, 32),
+        v6(0, 0, 128),
+        v6(0, 1, 128),
+        v6(0xff00, 0, 8),
+        v6(0xfe80, 0, 10),
+        Prefix { address: Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().into(), len: 96 },
+    ]
+}
+
+/// The loopback address of the same family.
+pub(crate) fn loopback_like(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
+/// What the guest sees of the host's side: which addresses are ours, and how peers are shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// What loopback peers appear as: IPv4, IPv6.
+    loopback: [Option<IpAddr>; 2],
+    /// The guest's own addresses.
+    guest: Vec<IpAddr>,
+    host_via: Vec<HostAddress>,
+    /// Addresses at which we answer ourselves.
+    own: Vec<IpAddr>,
+    /// Those, and others that nobody else on the link may have.
+    taken: Vec<IpAddr>,
+    /// Where loopback clients of forwards get to.
+    pub(crate) loopback_clients: LoopbackClients,
+}
+
+impl View {
+    /// The view of a guest with this access.
+    pub fn new(config: &Config, access: &Access) -> Self {
+        let (net4, net6) = (config.net4, config.net6);
+        let gateways = [net4.map(|n| n.gateway.into()), net6.map(|n| n.gateway.into())];
+        let guests = [net4.map(|n| n.guest.into()), net6.map(|n| n.guest.into())];
+        let first = |is_v4| access.loopback_via.iter().copied().find(|ip| ip.is_ipv4() == is_v4);
+        let mut own = access.loopback_via.clone();
+        own.extend(access.host_via.iter().map(|host| host.via));
+        own.extend(net6.map(|_| IpAddr::V6(config.host_mac.link_local())));
+        if access.own_network == OwnNetwork::Unreachable {
+            own.extend(gateways.into_iter().flatten());
+            own.extend(&access.resolvers_via);
+        }
+        let mut taken = own.clone();
+        taken.extend(gateways.into_iter().flatten());
+        taken.extend(&access.resolvers_via);
+        for addresses in [&mut own, &mut taken] {
+            addresses.sort();
+            addresses.dedup();
+        }
+        Self {
+            loopback: [first(true).or(gateways[0]), first(false).or(gateways[1])],
+            guest: guests.into_iter().flatten().chain(config.further.iter().copied()).collect(),
+            host_via: access.host_via.clone(),
+            own,
+            taken,
+            loopback_clients: access.loopback_clients,
+        }
+    }
+
+    /// How a host-side peer is shown to the guest. Loopback clients and services appear as the address by which
+    /// the guest reaches the host's loopback, or as the gateway; those from an address that the guest has too, as
+    /// what the guest calls that address; all others as themselves. None: there is nothing of that family.
+    pub fn as_seen_by_guest(&self, peer: IpAddr) -> Option<IpAddr> {
+        let peer = peer.to_canonical();
+        let is_near = match peer {
+            IpAddr::V4(ip) => ip.is_loopback() || ip.is_unspecified(),
+            IpAddr::V6(ip) => ip.is_loopback() || ip.is_unspecified() || ip.is_unicast_link_local(),
+        };
+        let loopback = self.loopback[usize::from(peer.is_ipv6())];
+        if is_near {
+            return loopback;
+        }
+        if self.guest.contains(&peer) {
+            let via = self.host_via.iter().find(|host| host.address == peer).map(|host| host.via);
+            return via.or(loopback);
+        }
+        Some(peer)
+    }
+
+    /// Whether we answer at `ip` ourselves.
+    pub(crate) fn is_own(&self, ip: IpAddr) -> bool {
+        self.own.contains(&ip)
+    }
+
+    /// Whether nobody but us may have `ip` on the link.
+    pub(crate) fn is_taken(&self, ip: IpAddr) -> bool {
+        self.taken.contains(&ip)
+    }
+
+    /// Whether `ip` is one of the addresses that the guest is configured with.
+    pub(crate) fn is_guests(&self, ip: IpAddr) -> bool {
+        self.guest.contains(&ip)
     }
 }
 
@@ -256,28 +463,145 @@ mod tests {
         text.parse().expect("an address")
     }
 
-    #[test]
-    fn the_first_rule_that_matches_decides() {
-        let ports = HostLoopback::Ports(vec![(8000, 8001)]);
-        let rules = Rules::new(&Config::example(), &ports, vec![], vec![at("9.9.9.9:53")]);
-        for (to, target) in [
-            ("10.0.2.3:53", Target::Resolver),
-            ("10.0.2.3:54", Target::Refuse),
-            ("10.0.2.2:8000", Target::Address(at("127.0.0.1:8000"))),
-            ("10.0.2.2:8002", Target::Refuse),
-            ("10.0.2.77:80", Target::Unreachable),
-            ("127.0.0.1:80", Target::Drop),
-            ("239.1.1.1:80", Target::Drop),
-            ("192.0.2.1:80", Target::Address(at("192.0.2.1:80"))),
-            ("[fd00::3]:53", Target::Resolver),
-            ("[fd00::2]:8001", Target::Address(at("[::1]:8001"))),
-            ("[fd00::77]:80", Target::Unreachable),
-            ("[ff02::1]:80", Target::Drop),
-            ("[::ffff:127.0.0.1]:80", Target::Drop),
-            ("[2001:db8::1]:80", Target::Address(at("[2001:db8::1]:80"))),
-        ] {
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    /// Asserts where packets go.
+    fn assert_targets(rules: &Rules, cases: &[(&str, Target)]) {
+        for &(to, target) in cases {
             assert_eq!(rules.target(at(to)), target, "{to}");
         }
+    }
+
+    /// The guest has the host's own address, as under pasta.
+    fn on_the_hosts_network() -> (Config, Access) {
+        let mut config = Config::example();
+        config.net4 = Some(crate::config::Net4 {
+            guest: [192, 168, 1, 5].into(),
+            prefix: 24,
+            gateway: [192, 168, 1, 1].into(),
+            is_default_route: true,
+            dns: Some([169, 254, 1, 1].into()),
+        });
+        let access = Access {
+            host_loopback: HostLoopback::All,
+            host_via: vec![HostAddress { via: ip("169.254.1.2"), address: ip("192.168.1.5") }],
+            resolvers_via: vec![ip("169.254.1.1"), ip("9.9.9.9"), ip("fd00::3")],
+            own_network: OwnNetwork::Reached,
+            ..Access::default()
+        };
+        (config, access)
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_decides() {
+        let config = Config::example();
+        let access = Access::new(&config, HostLoopback::Ports(vec![(8000, 8001)]));
+        let rules = Rules::new(&config, &access, vec![], vec![at("9.9.9.9:53")]);
+        assert_targets(
+            &rules,
+            &[
+                ("10.0.2.3:53", Target::Resolver),
+                ("10.0.2.3:54", Target::Refuse),
+                ("10.0.2.3:853", Target::Address(at("9.9.9.9:853"))),
+                ("10.0.2.2:8000", Target::Address(at("127.0.0.1:8000"))),
+                ("10.0.2.2:8002", Target::Refuse),
+                ("10.0.2.77:80", Target::Unreachable),
+                ("127.0.0.1:80", Target::Drop),
+                ("239.1.1.1:80", Target::Drop),
+                ("192.0.2.1:80", Target::Address(at("192.0.2.1:80"))),
+                ("[fd00::3]:53", Target::Resolver),
+                ("[fd00::3]:853", Target::Refuse),
+                ("[fd00::2]:8001", Target::Address(at("[::1]:8001"))),
+                ("[fd00::77]:80", Target::Unreachable),
+                ("[ff02::1]:80", Target::Drop),
+                ("[::ffff:127.0.0.1]:80", Target::Drop),
+                ("[2001:db8::1]:80", Target::Address(at("[2001:db8::1]:80"))),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_guest_on_the_hosts_network_reaches_its_neighbours_and_other_ports_of_resolvers() {
+        let (config, access) = on_the_hosts_network();
+        let rules = Rules::new(&config, &access, vec![], vec![at("[2001:db8::53]:53")]);
+        assert_targets(
+            &rules,
+            &[
+                ("169.254.1.1:53", Target::Resolver),
+                ("9.9.9.9:53", Target::Resolver),
+                ("9.9.9.9:443", Target::Address(at("9.9.9.9:443"))),
+                ("[fd00::3]:853", Target::Address(at("[2001:db8::53]:853"))),
+                ("169.254.1.2:80", Target::Address(at("192.168.1.5:80"))),
+                ("192.168.1.1:80", Target::Address(at("192.168.1.1:80"))),
+                ("192.168.1.77:80", Target::Address(at("192.168.1.77:80"))),
+                ("127.0.0.1:80", Target::Drop),
+            ],
+        );
+        // The gateway is a real router; of ours is only what stands for the host.
+        assert!(!rules.view.is_own(ip("192.168.1.1")) && rules.view.is_taken(ip("192.168.1.1")));
+        assert!(!rules.view.is_own(ip("9.9.9.9")) && rules.view.is_own(ip("169.254.1.2")));
+    }
+
+    #[test]
+    fn several_addresses_mean_the_hosts_loopback_and_the_first_is_what_it_appears_as() {
+        let (config, mut access) = on_the_hosts_network();
+        access.loopback_via = vec![ip("169.254.1.3"), ip("192.168.1.1"), ip("fd00::7")];
+        let rules = Rules::new(&config, &access, vec![], vec![]);
+        assert_targets(
+            &rules,
+            &[
+                ("169.254.1.3:80", Target::Address(at("127.0.0.1:80"))),
+                ("192.168.1.1:80", Target::Address(at("127.0.0.1:80"))),
+                ("[fd00::7]:80", Target::Address(at("[::1]:80"))),
+            ],
+        );
+        for (peer, seen) in [
+            ("127.0.0.9", "169.254.1.3"),
+            ("::ffff:127.0.0.1", "169.254.1.3"),
+            ("::1", "fd00::7"),
+            ("fe80::9", "fd00::7"),
+            ("192.168.1.5", "169.254.1.2"),
+            ("192.168.1.77", "192.168.1.77"),
+        ] {
+            assert_eq!(rules.view.as_seen_by_guest(ip(peer)), Some(ip(seen)), "{peer}");
+        }
+    }
+
+    #[test]
+    fn a_peer_with_the_guests_own_address_is_never_shown_with_it() {
+        let (mut config, mut access) = on_the_hosts_network();
+        config.further = vec![ip("192.168.1.6")];
+        access.host_via.clear();
+        let view = View::new(&config, &access);
+        for own in ["192.168.1.5", "192.168.1.6"] {
+            assert_eq!(view.as_seen_by_guest(ip(own)), Some(ip("192.168.1.1")));
+        }
+        assert_eq!(view.as_seen_by_guest(ip("fd00::64")), Some(ip("fd00::2")));
+        config.net6 = None;
+        assert_eq!(View::new(&config, &access).as_seen_by_guest(ip("::1")), None);
+    }
+
+    #[test]
+    fn a_closed_gateway_and_dns_that_is_off_say_what_they_are_told_to() {
+        let config = Config::example();
+        let access = Access {
+            closed: Closed::NetUnreachable,
+            dns: DnsService::Dropped,
+            ..Access::new(&config, HostLoopback::None)
+        };
+        let rules = Rules::new(&config, &access, vec![], vec![at("9.9.9.9:53")]);
+        assert_targets(
+            &rules,
+            &[
+                ("10.0.2.2:80", Target::NetUnreachable),
+                ("[fd00::2]:80", Target::NetUnreachable),
+                ("10.0.2.3:53", Target::Drop),
+                ("10.0.2.3:54", Target::Drop),
+                ("10.0.2.77:80", Target::Unreachable),
+            ],
+        );
     }
 
     #[test]

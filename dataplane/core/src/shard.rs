@@ -319,13 +319,16 @@ impl Shard {
         ctx.neighbors.learn(packet.source, packet.source_mac);
         if packet.hop_limit <= 1
             && !packet.destination.is_multicast()
-            && !services::is_own_address(ctx.config, packet.destination)
+            && !ctx.rules.view.is_own(packet.destination)
         {
             packet::error::tell_time_exceeded(&mut ctx, packet, bytes);
             return ctx.drop_frame(lease, Counter::DropHopLimit);
         }
         if packet.fragment.is_some() {
-            if services::is_own_address(ctx.config, packet.destination)
+            if !is_translated(&ctx, packet) {
+                return ctx.drop_frame(lease, Counter::DropProtocolOff);
+            }
+            if ctx.rules.view.is_own(packet.destination)
                 && matches!(packet.protocol, protocol::ICMP | protocol::ICMPV6)
             {
                 return services::echo::on_fragment(&mut ctx, packet, lease, bytes);
@@ -340,6 +343,9 @@ impl Shard {
             };
         }
         match packet.protocol {
+            protocol::TCP if !ctx.config.protocols.tcp => {
+                ctx.drop_frame(lease, Counter::DropProtocolOff);
+            }
             protocol::TCP => self.tcp.on_guest_segment(&mut ctx, packet, lease, bytes),
             protocol::UDP => {
                 on_udp(&mut self.udp, &mut self.dns, &mut ctx, packet, lease, bytes, offload)
@@ -349,6 +355,9 @@ impl Shard {
             }
             protocol::ICMPV6 if packet.source.is_ipv6() => {
                 if services::ndp::is_ndp(packet, bytes) {
+                    if !ctx.config.services.ndp {
+                        return ctx.drop_frame(lease, Counter::ResolutionHeard);
+                    }
                     return services::ndp::on_message(
                         &mut self.advertiser,
                         &mut ctx,
@@ -385,7 +394,7 @@ fn is_acceptable(
     if source.is_multicast()
         || source.is_loopback()
         || source == IpAddr::V4(core::net::Ipv4Addr::BROADCAST)
-        || services::is_own_address(ctx.config, source)
+        || ctx.rules.view.is_taken(source)
         || packet.source_mac.is_multicast()
     {
         return Err(Counter::DropSource);
@@ -407,6 +416,16 @@ fn is_acceptable(
         }
     }
     Ok(())
+}
+
+/// Whether the protocol of a fragment is switched on.
+fn is_translated(ctx: &Context<'_>, packet: &Packet) -> bool {
+    let protocols = &ctx.config.protocols;
+    match packet.protocol {
+        protocol::UDP => protocols.udp,
+        protocol::ICMP | protocol::ICMPV6 => protocols.icmp,
+        _ => true,
+    }
 }
 
 /// A whole UDP datagram, or a train: for one of our services, or for the host.
@@ -446,6 +465,9 @@ fn on_udp(
     if services::dhcp6::is_request(ctx.config, &datagram) {
         return services::dhcp6::on_request(ctx, &datagram, payload);
     }
+    if !ctx.config.protocols.udp {
+        return ctx.drop_frame(lease, Counter::DropProtocolOff);
+    }
     match ctx.rules.target(datagram.to) {
         crate::rules::Target::Resolver => dns.on_query(ctx, &datagram, payload),
         target => udp.on_guest_datagram(ctx, &datagram, target, payload),
@@ -463,9 +485,10 @@ fn on_icmp(
     bytes: &mut [u8],
 ) {
     match services::echo::classify(packet, bytes) {
-        services::echo::Icmp::EchoRequest
-            if services::is_own_address(ctx.config, packet.destination) =>
-        {
+        services::echo::Icmp::EchoRequest if !ctx.config.protocols.icmp => {
+            ctx.drop_frame(lease, Counter::DropProtocolOff);
+        }
+        services::echo::Icmp::EchoRequest if ctx.rules.view.is_own(packet.destination) => {
             services::echo::on_request(ctx, packet, lease, bytes);
         }
         services::echo::Icmp::EchoRequest => ping.on_guest_echo(ctx, packet, lease, bytes),

@@ -15,7 +15,7 @@ use crate::op::{
 use crate::packet::build::IpHeader;
 use crate::packet::checksum::Sum;
 use crate::packet::{EtherType, parse, protocol};
-use crate::rules::{HostLoopback, Rules};
+use crate::rules::{Access, HostLoopback, Rules};
 use crate::shard::Shard;
 use crate::time::Instant;
 
@@ -78,7 +78,8 @@ impl World {
     pub(crate) fn new() -> Self {
         let config = Config::example();
         let resolvers = vec!["192.0.2.53:53".parse().expect("an address")];
-        let rules = Rules::new(&config, &HostLoopback::None, vec![], resolvers);
+        let rules =
+            Rules::new(&config, &Access::new(&config, HostLoopback::None), vec![], resolvers);
         Self::with(config, rules)
     }
 

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use usernet_core::config::{Config, Limits};
-use usernet_core::rules::{Forward, HostLoopback, Protocol, Rules};
+use usernet_core::rules::{Access, Forward, HostLoopback, Protocol, Rules, View};
 use usernet_core::{ForwardId, Instant, Shard};
 
 use crate::choice::Choices;
@@ -148,12 +148,13 @@ const FORWARDED: u16 = 8000;
 pub fn build(scenario: Scenario, mut choices: Choices, is_traced: bool) -> World {
     let weather = Weather::draw(&mut choices);
     let config = draw_config(&mut choices, &weather);
-    let plans = conversations::draw(&mut choices, scenario, &config);
-    let letters = missions::draw(&mut choices, scenario, &config, &weather);
+    let access = Access::new(&config, HostLoopback::All);
+    let plans = conversations::draw(&mut choices, scenario, &config, &access);
+    let letters = missions::draw(&mut choices, scenario, &config, &access, &weather);
     let conversations: Vec<_> =
         plans.into_iter().enumerate().map(|(i, plan)| Conversation::new(i, plan)).collect();
     let bound = bound(&conversations, &weather);
-    let mut shard = Shard::new(config.clone(), rules(&config, &letters.datagrams));
+    let mut shard = Shard::new(config.clone(), rules(&config, &access, &letters.datagrams));
     let has_duplicates = weather.from_guest.duplicate > 0 || weather.to_guest.duplicate > 0;
     let mail = Mail::new(has_duplicates);
     let mut env = Env {
@@ -234,7 +235,7 @@ fn bound(conversations: &[Conversation], weather: &Weather) -> Duration {
     }
 }
 
-fn rules(config: &Config, datagrams: &Datagrams) -> std::sync::Arc<Rules> {
+fn rules(config: &Config, access: &Access, datagrams: &Datagrams) -> std::sync::Arc<Rules> {
     let forward = |id, protocol| Forward {
         id: ForwardId(id),
         protocol,
@@ -245,7 +246,7 @@ fn rules(config: &Config, datagrams: &Datagrams) -> std::sync::Arc<Rules> {
     let forwards = vec![forward(1, Protocol::Tcp), forward(2, Protocol::Udp)];
     let mut resolvers: Vec<_> = datagrams.resolvers.keys().copied().collect();
     resolvers.sort();
-    Rules::new(config, &HostLoopback::All, forwards, resolvers)
+    Rules::new(config, access, forwards, resolvers)
 }
 
 fn open_tcp_forwards(

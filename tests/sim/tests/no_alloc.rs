@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use usernet_core::op::{Checksum, HEADROOM};
 use usernet_core::packet::build::{self, IpHeader};
-use usernet_core::rules::HostLoopback;
+use usernet_core::rules::{Access, HostLoopback};
 use usernet_core::{
     Config, Counter, Input, Instant, LeaseId, Offload, Op, Outbox, PeekedThen, Rules, Shard,
     SocketId, Span,
@@ -98,7 +98,7 @@ impl Bench {
         config.limits.leases = 128;
         config.limits.leases_kept = 64;
         config.timeouts.tcp_time_wait = Duration::from_millis(1);
-        let rules = Rules::new(&config, &HostLoopback::None, vec![], vec![]);
+        let rules = Rules::new(&config, &Access::new(&config, HostLoopback::None), vec![], vec![]);
         let desk = Desk {
             buffers: vec![[0; BUFFER_BYTES]; 128],
             free: (0..128).map(LeaseId).collect(),

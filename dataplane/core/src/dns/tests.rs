@@ -9,7 +9,7 @@ use core::time::Duration;
 use crate::config::Config;
 use crate::counters::Counter;
 use crate::op::{HostError, Input, Offload, Op, SocketId};
-use crate::rules::{HostLoopback, Rules};
+use crate::rules::{Access, HostLoopback, Rules};
 use crate::testing::{World, at, udp_frame};
 
 const GUEST: &str = "10.0.2.100:40000";
@@ -19,7 +19,12 @@ const SECOND: &str = "[2001:db8::53]:53";
 
 fn rules(resolvers: &[&str]) -> Arc<Rules> {
     let resolvers = resolvers.iter().map(|r| at(r)).collect();
-    Rules::new(&Config::example(), &HostLoopback::None, vec![], resolvers)
+    Rules::new(
+        &Config::example(),
+        &Access::new(&Config::example(), HostLoopback::None),
+        vec![],
+        resolvers,
+    )
 }
 
 fn world(resolvers: &[&str]) -> World {

@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::context::Context;
 use crate::counters::Counter;
 use crate::op::{HostError, Offload};
-use crate::rules;
+use crate::rules::View;
 use crate::time::Instant;
 
 /// Bytes of an ICMP error's own header, in both versions.
@@ -215,7 +215,7 @@ pub(crate) fn tell_guest(
     if !may_be_told(about) {
         return ctx.count(Counter::ErrorsForbidden);
     }
-    let Some(source) = source_of(ctx.config, about, error, offender) else {
+    let Some(source) = source_of(ctx.config, &ctx.rules.view, about, error, offender) else {
         return ctx.count(Counter::ErrorsForbidden);
     };
     if !ctx.errors.take(ctx.now) {
@@ -275,14 +275,12 @@ fn may_be_told(about: &Quoted<'_>) -> bool {
 /// Who tells: an offender that the guest can be shown, the destination if only that can have refused, or our gateway.
 fn source_of(
     config: &Config,
+    view: &View,
     about: &Quoted<'_>,
     error: HostError,
     offender: Option<IpAddr>,
 ) -> Option<IpAddr> {
-    let gateway = match about.source {
-        IpAddr::V4(_) => config.net4.map(|n| IpAddr::V4(n.gateway)),
-        IpAddr::V6(_) => config.net6.map(|n| IpAddr::V6(n.gateway)),
-    };
+    let gateway = config.gateway_like(about.source);
     let is_presentable = |ip: &IpAddr| {
         ip.is_ipv4() == about.source.is_ipv4()
             && !ip.is_multicast()
@@ -291,7 +289,7 @@ fn source_of(
     };
     let says_destination = error == HostError::Refused;
     offender
-        .and_then(|ip| rules::as_seen_by_guest(config, ip))
+        .and_then(|ip| view.as_seen_by_guest(ip))
         .or(says_destination.then_some(about.destination))
         .filter(is_presentable)
         .or(gateway)
@@ -486,9 +484,16 @@ mod tests {
     #[test]
     fn the_speaker_is_the_offender_if_the_guest_may_see_it() {
         let config = Config::example();
+        let view = View::new(&config, &crate::rules::Access::default());
         let asked = about("10.0.2.100", "192.0.2.1", protocol::UDP, &[]);
         let speaker = |error, offender: Option<&str>| {
-            source_of(&config, &asked, error, offender.map(|ip| ip.parse().expect("an address")))
+            source_of(
+                &config,
+                &view,
+                &asked,
+                error,
+                offender.map(|ip| ip.parse().expect("an address")),
+            )
         };
         let is = |ip: &str| Some(ip.parse::<IpAddr>().expect("an address"));
         assert_eq!(speaker(HostError::TimeExceeded, None), is("10.0.2.2"));

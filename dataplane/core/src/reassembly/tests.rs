@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use crate::config::Config;
 use crate::counters::Counter;
 use crate::op::Offload;
-use crate::rules::{HostLoopback, Rules};
+use crate::rules::{Access, HostLoopback, Rules};
 use crate::testing::{World, at, fragment_frame, udp_segment};
 
 const GUEST: &str = "10.0.2.100:40000";
@@ -73,7 +73,7 @@ fn the_oldest_makes_room_when_a_limit_is_reached() {
     let mut config = Config::example();
     config.limits.reassemblies = 4;
     config.limits.reassembly_leases = 6;
-    let rules = Rules::new(&config, &HostLoopback::None, vec![], vec![]);
+    let rules = Rules::new(&config, &Access::new(&config, HostLoopback::None), vec![], vec![]);
     let mut world = World::with(config, rules);
     for id in 0..20 {
         fragment(&mut world, id, 8, true, &[1; 8]);

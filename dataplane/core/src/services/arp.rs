@@ -1,4 +1,5 @@
-//! ARP (RFC 826): our own addresses are answered for, nobody else's ever; what is heard is remembered.
+//! ARP (RFC 826): our own addresses are answered for, and everybody's but the guest's if so configured; what is heard
+//! is remembered.
 //!
 //! A probe (RFC 5227: sender 0.0.0.0) for one of our addresses is answered as any request, which tells the prober
 //! that the address is taken. Announcements (target equal to sender) teach a neighbour and need no answer.
@@ -12,7 +13,7 @@ use crate::context::Context;
 use crate::counters::Counter;
 use crate::op::{LeaseId, Offload, Op};
 use crate::packet::ETHERNET_BYTES;
-use crate::services::is_own_address;
+use crate::services::answers_for;
 
 /// Bytes of an ARP message for IPv4 over Ethernet.
 const ARP_BYTES: usize = 28;
@@ -33,11 +34,11 @@ pub(crate) fn on_frame(ctx: &mut Context<'_>, lease: LeaseId, bytes: &mut [u8]) 
     if ctx.config.net4.is_none() {
         return ctx.drop_frame(lease, Counter::DropFamily);
     }
-    if is_own_address(ctx.config, IpAddr::V4(ip)) || !mac.is_unicast() {
+    if ctx.rules.view.is_taken(IpAddr::V4(ip)) || !mac.is_unicast() {
         return ctx.drop_frame(lease, Counter::DropSource);
     }
     ctx.neighbors.learn(IpAddr::V4(ip), MacAddr(mac.0));
-    if operation == ArpOperation::Request && is_own_address(ctx.config, IpAddr::V4(wanted)) {
+    if operation == ArpOperation::Request && answers_for(ctx, ip.into(), wanted.into()) {
         let reply = ArpRepr::EthernetIpv4 {
             operation: ArpOperation::Reply,
             source_hardware_addr: EthernetAddress(ctx.config.host_mac.0),

@@ -8,21 +8,21 @@ pub(crate) mod ndp;
 
 use core::net::{IpAddr, SocketAddr};
 
-use crate::config::{Config, MacAddr};
+use crate::config::MacAddr;
 use crate::context::Context;
 use crate::op::Offload;
 use crate::packet::build::{self, HOP_LIMIT, IpHeader, UDP_BYTES};
 use crate::packet::offload::complete_checksum;
 use crate::packet::protocol;
 
-/// Whether `ip` is one of ours on the link: gateway, DNS, link-local.
-pub(crate) fn is_own_address(config: &Config, ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => config.net4.is_some_and(|n| ip == n.gateway || Some(ip) == n.dns),
-        IpAddr::V6(ip) => config.net6.is_some_and(|n| {
-            ip == n.gateway || Some(ip) == n.dns || ip == config.host_mac.link_local()
-        }),
+/// Whether we are who has `ip` on the link, to `asker` (unspecified: one who probes whether it can take `ip`).
+fn answers_for(ctx: &Context<'_>, asker: IpAddr, ip: IpAddr) -> bool {
+    if ctx.rules.view.is_taken(ip) {
+        return true;
     }
+    // The guest may take any address that is not ours.
+    let is_somebodys = asker != ip && !asker.is_unspecified() && !ip.is_unspecified();
+    ctx.config.services.answers_for_all && is_somebodys && !ctx.config.is_guests(ip)
 }
 
 /// Where a UDP datagram of one of our services goes.

@@ -22,7 +22,7 @@ use crate::counters::Counter;
 use crate::op::{LeaseId, Offload, Op};
 use crate::packet::build::{HOP_LIMIT, IpHeader};
 use crate::packet::{Packet, protocol};
-use crate::services::is_own_address;
+use crate::services::answers_for;
 use crate::time::Instant;
 
 /// The hop limit that shows that a message was sent on this link.
@@ -108,14 +108,14 @@ fn on_discovery(
                 return Counter::DropMalformed;
             }
             learn(ctx, from, lladdr);
-            if !is_own_address(ctx.config, IpAddr::V6(target_addr)) {
+            if !answers_for(ctx, from.into(), target_addr.into()) {
                 return Counter::ResolutionHeard;
             }
             advertise_neighbor(ctx, packet, from, target_addr);
             Counter::NdpAnswered
         }
         NdiscRepr::NeighborAdvert { target_addr, lladdr, .. } => {
-            if !is_own_address(ctx.config, IpAddr::V6(target_addr)) {
+            if !ctx.rules.view.is_taken(IpAddr::V6(target_addr)) {
                 learn(ctx, target_addr, lladdr);
             }
             Counter::ResolutionHeard

@@ -18,6 +18,7 @@ use crate::op::{Gso, Offload};
 use crate::packet::build::{self, IpHeader};
 use crate::packet::checksum::{Sum, is_valid};
 use crate::packet::{EtherType, Packet, parse, protocol};
+use crate::rules::{Access, HostLoopback, Rules};
 use crate::testing::World;
 
 const GUEST4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
@@ -122,6 +123,28 @@ mod arp {
         // Somebody who claims our address is not believed.
         world.frame(&frame(ArpOperation::Reply, GATEWAY4, GUEST4), Offload::default());
         assert_eq!(counted(&world, Counter::DropSource), 1);
+    }
+
+    #[test]
+    fn on_the_hosts_network_everybody_but_the_guest_is_answered_for() {
+        let mut config = Config::example();
+        config.services.answers_for_all = true;
+        let further = Ipv4Addr::new(10, 0, 2, 101);
+        config.further = vec![further.into()];
+        let access = Access::new(&config, HostLoopback::None);
+        let rules = Rules::new(&config, &access, vec![], vec![]);
+        let mut world = World::with(config, rules);
+        let other = Ipv4Addr::new(10, 0, 2, 9);
+        world.frame(&frame(ArpOperation::Request, GUEST4, other), Offload::default());
+        let bytes = world.next_written().bytes;
+        assert_eq!(bytes[28..32], other.octets());
+        assert_eq!(bytes[22..28], Config::example().host_mac.0);
+        for (sender, target) in
+            [(further, GUEST4), (GUEST4, further), (other, other), (Ipv4Addr::UNSPECIFIED, other)]
+        {
+            world.frame(&frame(ArpOperation::Request, sender, target), Offload::default());
+            assert!(world.written.is_empty(), "{sender} asked for {target}");
+        }
     }
 }
 
@@ -240,6 +263,37 @@ mod ndp {
             panic!("an advertisement with a prefix")
         };
         assert!(!prefix.flags.contains(NdiscPrefixInfoFlags::ADDRCONF));
+    }
+
+    #[test]
+    fn on_the_hosts_network_everybody_but_the_guest_is_answered_for() {
+        let mut config = Config::example();
+        config.services.answers_for_all = true;
+        let access = Access::new(&config, HostLoopback::None);
+        let rules = Rules::new(&config, &access, vec![], vec![]);
+        let mut world = World::with(config, rules);
+        world.frame(&frame(v6(0x64), v6(9), 255, solicitation(v6(9))), Offload::default());
+        let (packet, _) = received(&mut world);
+        assert_eq!(packet.source, IpAddr::V6(v6(9)));
+        for (source, target) in [(v6(0x65), v6(0x64)), (Ipv6Addr::UNSPECIFIED, v6(9))] {
+            world.frame(&frame(source, target, 255, solicitation(target)), Offload::default());
+            assert!(world.written.is_empty(), "{source} asked for {target}");
+        }
+    }
+
+    #[test]
+    fn discovery_that_is_switched_off_is_silent() {
+        let mut config = Config::example();
+        config.services.ndp = false;
+        let access = Access::new(&config, HostLoopback::None);
+        let rules = Rules::new(&config, &access, vec![], vec![]);
+        let mut world = World::with(config, rules);
+        let all_routers = "ff02::2".parse().expect("an address");
+        let asked = NdiscRepr::RouterSolicit { lladdr: None };
+        world.frame(&frame(v6(0x64), all_routers, 255, asked), Offload::default());
+        world.frame(&frame(v6(0x64), v6(2), 255, solicitation(v6(2))), Offload::default());
+        assert!(world.written.is_empty());
+        assert_eq!(counted(&world, Counter::ResolutionHeard), 2);
     }
 }
 

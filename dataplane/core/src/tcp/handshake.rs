@@ -1,6 +1,6 @@
 //! Opening: the guest's SYN becomes a connect, a host client's connection becomes a SYN.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::net::SocketAddr;
 use core::time::Duration;
 
 use super::conn::{Conn, Ends, OUR_WINDOW_SCALE, State, Timer, our_mss};
@@ -12,7 +12,7 @@ use crate::counters::Counter;
 use crate::op::{AcceptedId, CloseHow, HostError, Input, Offload, Op};
 use crate::packet::error::{GuestError, Quoted, tell_guest};
 use crate::packet::protocol::TCP;
-use crate::rules::{Target, as_seen_by_guest};
+use crate::rules::{LoopbackClients, Target, loopback_like};
 use crate::shard::Listener;
 use crate::sockets::Owner;
 
@@ -46,6 +46,9 @@ impl Tcp {
             Target::Refuse => return self.reset_unknown(ctx, segment),
             Target::Unreachable => {
                 return tell_about_syn(ctx, segment, HostError::HostUnreachable);
+            }
+            Target::NetUnreachable => {
+                return tell_about_syn(ctx, segment, HostError::NetUnreachable);
             }
             Target::Drop => return ctx.count(Counter::DropByRule),
         };
@@ -143,12 +146,9 @@ impl Tcp {
         };
         self.conn_mut(flow).socket = Some(socket);
         ctx.count(Counter::TcpOpenedByHost);
-        let is_local = peer.ip().to_canonical().is_loopback();
-        if is_local && is_guests_configured(ctx, guest.ip()) {
-            let to = SocketAddr::new(loopback_like(guest.ip()), guest.port());
-            ctx.op(Op::Splice { socket, accepted, to });
-        } else {
-            self.adopt(ctx, flow, accepted);
+        match splice_to(ctx, peer, guest) {
+            Some(to) => ctx.op(Op::Splice { socket, accepted, to }),
+            None => self.adopt(ctx, flow, accepted),
         }
     }
 
@@ -163,18 +163,11 @@ impl Tcp {
         let forward = ctx.rules.forward(listener.forward)?;
         let port = forward.guest_port_for(local.port())?;
         let is_v4 = peer.ip().to_canonical().is_ipv4();
-        let configured = if is_v4 {
-            ctx.config.net4.map(|n| IpAddr::V4(n.guest))
-        } else {
-            ctx.config.net6.map(|n| IpAddr::V6(n.guest))
-        };
-        let guest = SocketAddr::new(forward.guest.or(configured)?, port);
-        // A guest address of the other family: the client can only appear as the gateway.
-        let seen = if guest.is_ipv4() == is_v4 {
-            as_seen_by_guest(ctx.config, peer.ip())?
-        } else {
-            as_seen_by_guest(ctx.config, loopback_like(guest.ip()))?
-        };
+        let first = ctx.config.guest_like(peer.ip().to_canonical());
+        let guest = SocketAddr::new(forward.guest.or(first)?, port);
+        // A guest address of the other family: the client can only appear as the host itself.
+        let shown = if guest.is_ipv4() == is_v4 { peer.ip() } else { loopback_like(guest.ip()) };
+        let seen = ctx.rules.view.as_seen_by_guest(shown)?;
         let free = |port: &u16| self.find(guest, SocketAddr::new(seen, *port)).is_none();
         let port = (0..PORTS_TRIED).map(|n| next_port(peer.port(), n)).find(free)?;
         Some((guest, SocketAddr::new(seen, port)))
@@ -528,18 +521,18 @@ fn quote_syn(
     tell_guest(ctx, &quoted, error, None);
 }
 
-fn is_guests_configured(ctx: &Context<'_>, ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ctx.config.net4.is_some_and(|n| n.guest == ip),
-        IpAddr::V6(ip) => ctx.config.net6.is_some_and(|n| n.guest == ip),
+/// Where in the guest a client is joined with socket to socket; none: it comes by the link.
+fn splice_to(ctx: &Context<'_>, peer: SocketAddr, guest: SocketAddr) -> Option<SocketAddr> {
+    let view = &ctx.rules.view;
+    if !peer.ip().to_canonical().is_loopback() || !view.is_guests(guest.ip()) {
+        return None;
     }
-}
-
-/// The loopback address of the same family.
-fn loopback_like(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    match view.loopback_clients {
+        LoopbackClients::GuestLoopback => {
+            Some(SocketAddr::new(loopback_like(guest.ip()), guest.port()))
+        }
+        LoopbackClients::GuestAddress => Some(guest),
+        LoopbackClients::Link => None,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::op::{
 };
 use crate::packet::build::IpHeader;
 use crate::packet::protocol;
-use crate::rules::{Forward, HostLoopback, Protocol, Rules};
+use crate::rules::{Access, Forward, HostLoopback, Protocol, Rules};
 use crate::testing::World;
 
 const GUEST: &str = "10.0.2.100:40000";
@@ -529,7 +529,7 @@ fn a_reset_behind_both_ends_does_not_lose_what_the_guest_had_sent() {
 fn keep_alives_that_are_answered_keep_a_flow_alive() {
     let mut config = Config::example();
     config.timeouts.tcp_idle = Duration::from_secs(60);
-    let rules = Rules::new(&config, &HostLoopback::None, vec![], vec![]);
+    let rules = Rules::new(&config, &Access::new(&config, HostLoopback::None), vec![], vec![]);
     let mut flow = established_in(World::with(config, rules));
     for _ in 0..20 {
         flow.world.pass(Duration::from_secs(75));
@@ -564,7 +564,7 @@ fn a_segment_of_nothing_is_reset() {
 fn the_next_resolver_is_tried_when_one_refuses() {
     let config = Config::example();
     let resolvers = vec![at("192.0.2.1:53"), at("[2001:db8::2]:53")];
-    let rules = Rules::new(&config, &HostLoopback::None, vec![], resolvers);
+    let rules = Rules::new(&config, &Access::new(&config, HostLoopback::None), vec![], resolvers);
     let mut world = World::with(config, rules);
     let frame = segment(1, 0, SYN).frame(at(GUEST), at("10.0.2.3:53"));
     let ops = world.frame(&frame, VALID);
@@ -583,7 +583,8 @@ fn world_with_forward() -> (World, SocketId) {
         guest: None,
         guest_port: 80,
     };
-    let rules = Rules::new(&config, &HostLoopback::None, vec![forward], vec![]);
+    let rules =
+        Rules::new(&config, &Access::new(&config, HostLoopback::None), vec![forward], vec![]);
     let mut world = World::with(config, rules);
     let local = at("0.0.0.0:8081");
     let listener = world.shard.attach_listener(ForwardId(1), Protocol::Tcp, local).expect("room");
@@ -631,7 +632,7 @@ fn a_loopback_client_is_spliced_or_appears_as_the_gateway() {
 fn a_full_half_open_table_is_silent_and_counted() {
     let mut config = Config::example();
     config.limits.half_open = 1;
-    let rules = Rules::new(&config, &HostLoopback::None, vec![], vec![]);
+    let rules = Rules::new(&config, &Access::new(&config, HostLoopback::None), vec![], vec![]);
     let mut world = World::with(config, rules);
     connect(&mut world);
     let other = segment(1, 0, SYN).frame(at("10.0.2.100:40001"), at(REMOTE));

@@ -5,7 +5,7 @@
 //! it goes back through the forward's socket, and so from the address that the client knows. A client that is idle is
 //! forgotten, and the one idle for longest when a flood of new ones needs its place.
 
-use core::net::{IpAddr, SocketAddr};
+use core::net::SocketAddr;
 
 use super::{Incoming, Outgoing, hop_limit_towards, seen_by_guest};
 use crate::config::Config;
@@ -172,11 +172,6 @@ pub(super) fn guest_end(
 ) -> Option<SocketAddr> {
     let forward = ctx.rules.forward(listener.forward)?;
     let port = forward.guest_port_for(listener.local.port())?;
-    let config = ctx.config;
-    let ip = match (forward.guest, client.ip().to_canonical()) {
-        (Some(ip), _) => ip,
-        (None, IpAddr::V4(_)) => config.net4?.guest.into(),
-        (None, IpAddr::V6(_)) => config.net6?.guest.into(),
-    };
-    Some(SocketAddr::new(ip, port))
+    let first = ctx.config.guest_like(client.ip().to_canonical());
+    Some(SocketAddr::new(forward.guest.or(first)?, port))
 }

@@ -29,7 +29,7 @@ use crate::op::{HostError, Input, Op, SocketId};
 use crate::packet::Packet;
 use crate::packet::build::{HOP_LIMIT, UDP_BYTES, same_family};
 use crate::reassembly::Reassembled;
-use crate::rules::{Target, as_seen_by_guest};
+use crate::rules::Target;
 use crate::shard::Listener;
 use crate::sockets::Sockets;
 use crate::time::Instant;
@@ -219,6 +219,9 @@ impl Udp {
             Target::Unreachable => {
                 out.refuse(ctx, HostError::HostUnreachable, Counter::DropUnreachable);
             }
+            Target::NetUnreachable => {
+                out.refuse(ctx, HostError::NetUnreachable, Counter::DropUnreachable);
+            }
             Target::Drop => out.discard(ctx, Counter::DropByRule),
             // Whole ones have gone to the DNS forwarder; this one came in fragments.
             Target::Resolver => out.discard(ctx, Counter::DnsNotForwarded),
@@ -300,7 +303,7 @@ impl Incoming<'_> {
 
 /// A host-side address as the guest sees it; none if the guest cannot see it.
 fn seen_by_guest(ctx: &Context<'_>, peer: SocketAddr, guest: SocketAddr) -> Option<SocketAddr> {
-    let ip = as_seen_by_guest(ctx.config, peer.ip())?;
+    let ip = ctx.rules.view.as_seen_by_guest(peer.ip())?;
     (ip.is_ipv4() == guest.is_ipv4()).then(|| SocketAddr::new(ip, peer.port()))
 }
 
@@ -339,7 +342,7 @@ fn on_error(
     }
     let Some(to) = seen_by_guest(ctx, to, guest) else { return };
     let offender = offender
-        .and_then(|ip| as_seen_by_guest(ctx.config, ip))
+        .and_then(|ip| ctx.rules.view.as_seen_by_guest(ip))
         .filter(|ip| ip.is_ipv4() == guest.is_ipv4());
     let about =
         Undelivered { from: guest, to, tos: 0, hop_limit: 1, payload, payload_len: payload.len() };

@@ -8,7 +8,7 @@ use core::time::Duration;
 use crate::config::Config;
 use crate::counters::Counter;
 use crate::op::{Checksum, DatagramKind, ForwardId, Gso, HostError, Input, Offload, Op, SocketId};
-use crate::rules::{Forward, HostLoopback, Protocol, Rules};
+use crate::rules::{Access, Forward, HostLoopback, Protocol, Rules};
 use crate::testing::{World, at, fragment_frame, udp_frame, udp_segment};
 
 const GUEST: &str = "10.0.2.100:40000";
@@ -25,7 +25,7 @@ fn world(loopback: HostLoopback) -> World {
         guest: None,
         guest_port: 7000,
     };
-    let rules = Rules::new(&config, &loopback, vec![forward], vec![]);
+    let rules = Rules::new(&config, &Access::new(&config, loopback), vec![forward], vec![]);
     World::with(config, rules)
 }
 
@@ -228,7 +228,7 @@ fn a_host_without_the_family_is_net_unreachable_until_it_is_asked_again() {
 fn a_full_table_is_counted_and_told() {
     let mut config = Config::example();
     config.limits.flows = 1;
-    let rules = Rules::new(&config, &HostLoopback::None, vec![], vec![]);
+    let rules = Rules::new(&config, &Access::new(&config, HostLoopback::None), vec![], vec![]);
     let mut world = World::with(config, rules);
     opened(&send(&mut world, GUEST, REMOTE, b"x"));
     assert_eq!(send(&mut world, "10.0.2.100:40001", REMOTE, b"x"), []);
@@ -253,7 +253,12 @@ fn a_client_of_a_forward_keeps_its_address_and_is_answered_by_the_forward() {
     }
     opened(&send(&mut world, "10.0.2.100:7002", REMOTE, b"of its own accord"));
     assert_eq!(world.shard.flows().count(), 3);
-    let empty = Rules::new(&Config::example(), &HostLoopback::None, vec![], vec![]);
+    let empty = Rules::new(
+        &Config::example(),
+        &Access::new(&Config::example(), HostLoopback::None),
+        vec![],
+        vec![],
+    );
     world.install(empty);
     assert_eq!(world.shard.flows().count(), 1);
     send(&mut world, "10.0.2.100:7002", "10.0.2.2:1234", b"too late");

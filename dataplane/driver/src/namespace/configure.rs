@@ -72,7 +72,7 @@ fn set_addresses(
             .map_err(Failure::at(Step::Address4))?;
     }
     set_up(netlink, index).map_err(Failure::at(Step::TapUp))?;
-    if let Some(net4) = request.net4 {
+    if let Some(net4) = request.net4.filter(|net4| net4.is_default_route) {
         let gateway = net4.gateway.into();
         let is_on_link = is_same_network(net4.guest.into(), gateway, net4.prefix);
         let added = add_default_route(netlink, index, gateway, is_on_link);
@@ -89,6 +89,7 @@ fn set_addresses(
         return Ok(warnings);
     }
     match add_address(netlink, index, net6.guest.into(), net6.prefix) {
+        Ok(()) if !net6.is_default_route => {}
         Ok(()) => {
             let gateway = net6.gateway.into();
             let is_on_link = is_same_network(net6.guest.into(), gateway, net6.prefix);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::guest::{Guest, Options, Pattern};
 use usernet_core::ForwardId;
-use usernet_core::rules::{Forward, HostLoopback, Protocol, Rules};
+use usernet_core::rules::{Access, Forward, HostLoopback, Protocol, Rules};
 use usernet_driver::{Install, NewListener};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -142,7 +142,12 @@ fn a_forwarded_port_reaches_the_guest(options: &Options) {
     let port = socket.local_addr().expect("its address").port();
     let (id, protocol) = (ForwardId(1), Protocol::Udp);
     let forward = Forward { id, protocol, host_ports: (port, port), guest: None, guest_port };
-    let rules = Rules::new(&guest.config, &HostLoopback::None, vec![forward], vec![]);
+    let rules = Rules::new(
+        &guest.config,
+        &Access::new(&guest.config, HostLoopback::None),
+        vec![forward],
+        vec![],
+    );
     let listeners = vec![NewListener { forward: id, protocol, socket: socket.into() }];
     guest.handle.install(Install { rules, listeners }).expect("room");
     expect_echoes((Ipv4Addr::LOCALHOST, port).into()).expect("echoes");

@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 
 use nix::sched::{CloneFlags, unshare};
 use usernet_core::Config;
-use usernet_core::rules::{HostLoopback, Rules};
+use usernet_core::rules::{Access, HostLoopback, Rules};
 use usernet_driver::{
     BackendChoice, DriverError, Ended, Handle, Link, LinkOffload, NamespaceSockets, Outbound,
     Runtime, Setup,
@@ -155,7 +155,7 @@ impl Guest {
             namespace.command(&line);
         }
         namespace.run(move || wait_for_address(net6.guest));
-        let rules = Rules::new(&config, &HostLoopback::All, vec![], vec![]);
+        let rules = Rules::new(&config, &Access::new(&config, HostLoopback::All), vec![], vec![]);
         let duplicate = |fd: &Arc<OwnedFd>| fd.try_clone().expect("a descriptor");
         let setup = Setup {
             backend: options.backend,

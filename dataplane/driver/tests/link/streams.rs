@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::guest::{Guest, Options, Pattern};
 use usernet_core::ForwardId;
-use usernet_core::rules::{Forward, HostLoopback, Protocol, Rules};
+use usernet_core::rules::{Access, Forward, HostLoopback, Protocol, Rules};
 use usernet_driver::{Ended, Install, NewListener};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -154,7 +154,12 @@ fn forward(guest: &Guest, guest_port: u16) -> (Install, u16) {
     let port = listener.local_addr().expect("its address").port();
     let (id, protocol) = (ForwardId(1), Protocol::Tcp);
     let forward = Forward { id, protocol, host_ports: (port, port), guest: None, guest_port };
-    let rules = Rules::new(&guest.config, &HostLoopback::None, vec![forward], vec![]);
+    let rules = Rules::new(
+        &guest.config,
+        &Access::new(&guest.config, HostLoopback::None),
+        vec![forward],
+        vec![],
+    );
     let listeners = vec![NewListener { forward: id, protocol, socket: listener.into() }];
     (Install { rules, listeners }, port)
 }
@@ -202,7 +207,12 @@ fn a_forwarded_port_reaches_the_guest(options: &Options) {
     assert_eq!(peer.ip(), IpAddr::from(guest.config.net4.expect("IPv4").gateway));
     let port = guest.handle.rules().expect("running").forwards[0].host_ports.0;
     let none = Install {
-        rules: Rules::new(&guest.config, &HostLoopback::None, vec![], vec![]),
+        rules: Rules::new(
+            &guest.config,
+            &Access::new(&guest.config, HostLoopback::None),
+            vec![],
+            vec![],
+        ),
         listeners: vec![],
     };
     guest.handle.install(none).expect("less");

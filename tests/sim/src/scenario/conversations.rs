@@ -3,12 +3,16 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use usernet_core::HostError;
-use usernet_core::rules::as_seen_by_guest;
 
 use super::*;
 use crate::conversation::{Answer, Manners};
 
-pub(super) fn draw(choices: &mut Choices, scenario: Scenario, config: &Config) -> Vec<Plan> {
+pub(super) fn draw(
+    choices: &mut Choices,
+    scenario: Scenario,
+    config: &Config,
+    access: &Access,
+) -> Vec<Plan> {
     let count = match scenario {
         Scenario::ShortOut | Scenario::ShortIn => choices.between(5, 40),
         Scenario::Udp
@@ -29,10 +33,11 @@ pub(super) fn draw(choices: &mut Choices, scenario: Scenario, config: &Config) -
         | Scenario::Idle
         | Scenario::Mixed => choices.between(1, 4),
     };
-    (0..count as u16).map(|i| plan(choices, scenario, config, i)).collect()
+    let view = View::new(config, access);
+    (0..count as u16).map(|i| plan(choices, scenario, config, &view, i)).collect()
 }
 
-fn plan(choices: &mut Choices, scenario: Scenario, config: &Config, i: u16) -> Plan {
+fn plan(choices: &mut Choices, scenario: Scenario, config: &Config, view: &View, i: u16) -> Plan {
     let scenario = match scenario {
         Scenario::Mixed => choices.pick(&[
             Scenario::BulkUp,
@@ -50,7 +55,7 @@ fn plan(choices: &mut Choices, scenario: Scenario, config: &Config, i: u16) -> P
         _ => choices.chance(600),
     };
     let is_v4 = config.net6.is_none() || choices.chance(500);
-    let (guest, remote, peer) = addresses(choices, config, is_outbound, is_v4, i);
+    let (guest, remote, peer) = addresses(choices, (config, view), is_outbound, is_v4, i);
     let mut plan = Plan {
         is_outbound,
         start: choices.duration(Duration::from_millis(200)),
@@ -71,7 +76,7 @@ fn plan(choices: &mut Choices, scenario: Scenario, config: &Config, i: u16) -> P
 /// Guest's end, remote end as the guest sees it, and as the host sees it.
 fn addresses(
     choices: &mut Choices,
-    config: &Config,
+    (config, view): (&Config, &View),
     is_outbound: bool,
     is_v4: bool,
     i: u16,
@@ -87,7 +92,7 @@ fn addresses(
         (true, false) => Ipv4Addr::new(198, 51, 100, (i % 250) as u8 + 1).into(),
         (false, false) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, i + 1).into(),
     };
-    let seen = as_seen_by_guest(config, host).expect("a family that is configured");
+    let seen = view.as_seen_by_guest(host).expect("a family that is configured");
     let (guest_port, port) =
         if is_outbound { (40_000 + i, 2_000 + i) } else { (FORWARDED + i, 50_000 + i) };
     (SocketAddr::new(guest, guest_port), SocketAddr::new(seen, port), SocketAddr::new(host, port))

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use usernet_core::SocketId;
-use usernet_core::rules::as_seen_by_guest;
 
 use super::*;
 
@@ -21,25 +20,27 @@ pub(super) fn draw(
     choices: &mut Choices,
     scenario: Scenario,
     config: &Config,
+    access: &Access,
     weather: &Weather,
 ) -> Letters {
     let mut all = Letters::default();
+    let view = &View::new(config, access);
     match scenario {
-        Scenario::Udp => correspond(choices, config, &mut all, 4, false),
+        Scenario::Udp => correspond(choices, (config, view), &mut all, 4, false),
         Scenario::Fragments if weather.is_short_of_leases => {
-            correspond(choices, config, &mut all, 1, false);
+            correspond(choices, (config, view), &mut all, 1, false);
         }
         // smoltcp fragments one datagram at a time; another one would take its place.
-        Scenario::Fragments => correspond(choices, config, &mut all, 1, true),
+        Scenario::Fragments => correspond(choices, (config, view), &mut all, 1, true),
         Scenario::Ping => ping(choices, config, &mut all),
         Scenario::Dhcp => {
             all.missions.push(Mission::Dhcp);
             ping(choices, config, &mut all);
         }
         Scenario::Dns => dns(choices, config, &mut all),
-        Scenario::UdpForward => forward(choices, config, &mut all),
+        Scenario::UdpForward => forward(choices, config, view, &mut all),
         Scenario::Mixed => {
-            correspond(choices, config, &mut all, 2, false);
+            correspond(choices, (config, view), &mut all, 2, false);
             ping(choices, config, &mut all);
             dns(choices, config, &mut all);
         }
@@ -63,7 +64,7 @@ pub(super) fn draw(
 /// Echo servers. smoltcp fragments IPv4 only.
 fn correspond(
     choices: &mut Choices,
-    config: &Config,
+    (config, view): (&Config, &View),
     all: &mut Letters,
     count: u16,
     is_large: bool,
@@ -79,7 +80,7 @@ fn correspond(
             (true, false) => REMOTE4,
             (false, false) => REMOTE6,
         };
-        let seen = as_seen_by_guest(config, host).expect("a family that is configured");
+        let seen = view.as_seen_by_guest(host).expect("a family that is configured");
         let (port, writer) = (7_000 + i, u32::from(i) + 1);
         all.datagrams.servers.insert(SocketAddr::new(host, port), writer);
         all.missions.push(Mission::Letters {
@@ -138,10 +139,10 @@ fn dns(choices: &mut Choices, config: &Config, all: &mut Letters) {
 }
 
 /// One client per family that writes to a server in the guest.
-fn forward(choices: &mut Choices, config: &Config, all: &mut Letters) {
+fn forward(choices: &mut Choices, config: &Config, view: &View, all: &mut Letters) {
     let mut seen = Vec::new();
     for (i, host) in [REMOTE4, Ipv4Addr::LOCALHOST.into(), REMOTE6].into_iter().enumerate() {
-        let Some(ip) = as_seen_by_guest(config, host) else { continue };
+        let Some(ip) = view.as_seen_by_guest(host) else { continue };
         if ip.is_ipv6() && config.net6.is_none() {
             continue;
         }

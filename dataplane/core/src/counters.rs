@@ -113,6 +113,22 @@ counters! {
     TcpResetsToGuest = "tcp_resets_to_guest",
     /// RSTs from the guest.
     TcpResetsFromGuest = "tcp_resets_from_guest",
+    /// TCP connections from the guest's loopback to the host's.
+    OutwardConnections = "outward_connections",
+    /// Those that nobody answered on the host; their clients were reset.
+    OutwardRefused = "outward_refused",
+    /// Those that were joined and have ended.
+    OutwardEnded = "outward_ended",
+    /// UDP clients in the guest's namespace that were given a socket on the host.
+    OutwardClients = "outward_clients",
+    /// Those that were forgotten because they were idle.
+    OutwardIdle = "outward_idle",
+    /// Datagrams from the host's loopback by others than the server that was asked.
+    OutwardFiltered = "outward_filtered",
+    /// Datagrams between the two loopbacks that could not be delivered.
+    OutwardErrors = "outward_errors",
+    /// Connections and datagrams from the guest's loopback refused because a table, or the half-open limit, was full.
+    OutwardTableFull = "outward_table_full",
     /// UDP mappings made.
     UdpMappings = "udp_mappings",
     /// UDP mappings ended because they were idle.

@@ -30,6 +30,7 @@ mod datagram;
 mod dns;
 mod hash;
 mod neighbors;
+mod outward;
 mod ping;
 mod reassembly;
 mod services;

@@ -130,6 +130,15 @@ pub enum CloseHow {
     Reset,
 }
 
+/// Whose loopback a spliced connection leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Loopback {
+    /// The guest's: the client is on the host.
+    Guest,
+    /// The host's: the client is in the guest's namespace.
+    Host,
+}
+
 /// The kinds of datagram socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DatagramKind {
@@ -178,16 +187,18 @@ pub enum Op {
         /// The connection.
         accepted: AcceptedId,
     },
-    /// Joins an accepted connection to a server on the guest's loopback, inside the kernel:
+    /// Joins an accepted connection to a server on a loopback, inside the kernel:
     /// [`Input::Spliced`] when the server has answered, then [`Input::SpliceEnded`]. [`Input::Failed`] when it could not
-    /// be reached: the accepted connection is still there, to be adopted or refused.
+    /// be reached: the accepted connection is still there, to be spliced elsewhere, adopted or refused.
     Splice {
         /// The id the pair shall have.
         socket: SocketId,
         /// The connection.
         accepted: AcceptedId,
-        /// Loopback address and port in the guest's namespace.
+        /// The server's address and port.
         to: SocketAddr,
+        /// In which namespace.
+        on: Loopback,
     },
     /// Sends bytes. Ops with `more` set and the one that follows them are one gather write, which completes
     /// once: [`Input::Sent`] with the number of bytes taken (at least 1), or [`Input::Failed`].

@@ -225,6 +225,21 @@ pub struct Forward {
     pub guest_port: u16,
 }
 
+/// A range of ports in the guest's namespace that lead to the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outward {
+    /// Its name; never used twice, by a [`Forward`] neither.
+    pub id: ForwardId,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// First and last port that is listened on in the namespace.
+    pub ports: (u16, u16),
+    /// Where they lead; none: to the host's loopback, in the client's family first.
+    pub host: Option<IpAddr>,
+    /// The host's port for the first port.
+    pub host_port: u16,
+}
+
 /// A snapshot of everything that may change while the shard runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
@@ -232,6 +247,8 @@ pub struct Rules {
     pub translations: Vec<Translation>,
     /// Host ports that lead to the guest.
     pub forwards: Vec<Forward>,
+    /// Ports in the guest's namespace that lead to the host.
+    pub outward: Vec<Outward>,
     /// The host's resolvers, best first.
     pub resolvers: Vec<SocketAddr>,
     /// What the guest sees of the host's side.
@@ -268,7 +285,14 @@ impl Rules {
         for to in never_reached() {
             translations.push(Translation { to, ports: ANY_PORT, action: Action::Drop });
         }
-        Arc::new(Self { translations, forwards, resolvers, view: View::new(config, access) })
+        let view = View::new(config, access);
+        Arc::new(Self { translations, forwards, outward: Vec::new(), resolvers, view })
+    }
+
+    /// The same snapshot with these ports of the guest's namespace leading out.
+    pub fn with_outward(mut self: Arc<Self>, outward: Vec<Outward>) -> Arc<Self> {
+        Arc::make_mut(&mut self).outward = outward;
+        self
     }
 
     /// Where a packet to `to` really goes.
@@ -291,15 +315,37 @@ impl Rules {
     pub fn forward(&self, id: ForwardId) -> Option<&Forward> {
         self.forwards.iter().find(|f| f.id == id)
     }
+
+    /// The outward forward of that name.
+    pub fn outward(&self, id: ForwardId) -> Option<&Outward> {
+        self.outward.iter().find(|o| o.id == id)
+    }
+
+    /// Whether a listener of that name has a forward of either direction.
+    pub fn has(&self, id: ForwardId) -> bool {
+        self.forward(id).is_some() || self.outward(id).is_some()
+    }
+}
+
+impl Outward {
+    /// The host's port for a port of this forward.
+    pub fn host_port_for(&self, port: u16) -> Option<u16> {
+        mapped(self.ports, self.host_port, port)
+    }
+}
+
+/// The counterpart of `port` in the range that starts at `first`.
+fn mapped(ports: (u16, u16), first: u16, port: u16) -> Option<u16> {
+    if port < ports.0 || port > ports.1 {
+        return None;
+    }
+    first.checked_add(port - ports.0)
 }
 
 impl Forward {
     /// The guest's port for a host port of this forward.
     pub fn guest_port_for(&self, host_port: u16) -> Option<u16> {
-        if host_port < self.host_ports.0 || host_port > self.host_ports.1 {
-            return None;
-        }
-        self.guest_port.checked_add(host_port - self.host_ports.0)
+        mapped(self.host_ports, self.guest_port, host_port)
     }
 }
 

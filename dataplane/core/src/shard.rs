@@ -12,6 +12,7 @@ use crate::neighbors::Neighbors;
 use crate::op::{
     Checksum, CloseHow, ForwardId, Gso, Input, LeaseId, Offload, Op, Outbox, SocketId, Span,
 };
+use crate::outward::Outward;
 use crate::packet::error::Bucket;
 use crate::packet::{self, EtherType, Packet, checksum, protocol};
 use crate::ping::Ping;
@@ -38,6 +39,8 @@ pub enum Why {
     Dns,
     /// A router advertisement that is due.
     Router,
+    /// An outward client's idle time.
+    Outward,
 }
 
 /// No room for another listener.
@@ -67,6 +70,8 @@ pub struct Shard {
     ping: Ping,
     reassembly: Reassembly,
     dns: Dns,
+    /// Made when the first rule needs it.
+    outward: Option<Outward>,
     advertiser: services::ndp::Advertiser,
 }
 
@@ -99,6 +104,7 @@ impl Shard {
             ping: Ping::new(&config),
             reassembly: Reassembly::new(&config),
             dns: Dns::new(&config),
+            outward: outward_for(&rules, &config),
             advertiser: services::ndp::Advertiser::default(),
             counters: Counters::default(),
             rules,
@@ -147,6 +153,7 @@ impl Shard {
             (self.reassembly.next_deadline(&self.config), Why::Reassembly),
             (self.dns.next_deadline(), Why::Dns),
             (self.advertiser.next_deadline(), Why::Router),
+            (self.outward.as_ref().and_then(Outward::next_deadline), Why::Outward),
         ]
         .into_iter()
         .filter_map(|(at, why)| Some((at?, why)))
@@ -160,7 +167,8 @@ impl Shard {
             + self.tcp.check(&self.sockets)
             + self.udp.check(&self.sockets)
             + self.ping.check(&self.sockets)
-            + self.dns.check(&self.sockets);
+            + self.dns.check(&self.sockets)
+            + self.outward.as_ref().map_or(0, |outward| outward.check(&self.sockets));
         assert_eq!(owned, self.sockets.in_use(), "every socket has one owner that knows it");
         self.reassembly.check();
     }
@@ -174,11 +182,17 @@ impl Shard {
     /// go on.
     pub fn install(&mut self, rules: Arc<Rules>, out: &mut dyn Outbox) {
         self.rules = rules;
+        if self.outward.is_none() {
+            self.outward = outward_for(&self.rules, &self.config);
+        }
         for entry in &mut self.listeners {
             let Some(listener) = *entry else { continue };
-            if self.rules.forward(listener.forward).is_none() {
+            if !self.rules.has(listener.forward) {
                 *entry = None;
                 self.udp.on_listener_gone(listener.socket);
+                if let Some(outward) = &mut self.outward {
+                    outward.on_listener_gone(&mut self.sockets, out, listener.socket);
+                }
                 self.sockets.release(listener.socket);
                 out.op(Op::Close { socket: listener.socket, how: CloseHow::Graceful });
             }
@@ -221,7 +235,8 @@ impl Shard {
 
     /// The flows, in no order.
     pub fn flows(&self) -> impl Iterator<Item = FlowInfo> + '_ {
-        self.tcp.flows().chain(self.udp.flows()).chain(self.ping.flows())
+        let outward = self.outward.iter().flat_map(Outward::flows);
+        self.tcp.flows().chain(self.udp.flows()).chain(self.ping.flows()).chain(outward)
     }
 
     fn on_tick(&mut self, now: Instant, out: &mut dyn Outbox) {
@@ -231,6 +246,9 @@ impl Shard {
         self.ping.on_tick(&mut ctx);
         self.reassembly.on_tick(&mut ctx);
         self.dns.on_tick(&mut ctx);
+        if let Some(outward) = &mut self.outward {
+            outward.on_tick(&mut ctx);
+        }
         self.advertiser.on_tick(&mut ctx);
     }
 
@@ -250,8 +268,17 @@ impl Shard {
             Owner::Udp(mapping) => self.udp.on_input(&mut ctx, mapping, input),
             Owner::Ping(mapping) => self.ping.on_input(&mut ctx, mapping, input),
             Owner::Dns(upstream) => self.dns.on_input(&mut ctx, upstream, input),
+            Owner::Outward(relay) => match &mut self.outward {
+                Some(outward) => outward.on_input(&mut ctx, relay, input),
+                None => unreachable!("a relay is in its table"),
+            },
             Owner::Listener(index) => {
                 let Some(listener) = self.listeners[index as usize] else { return };
+                if let Some(outward) = &mut self.outward
+                    && ctx.rules.outward(listener.forward).is_some()
+                {
+                    return outward.on_listener_input(&mut ctx, &listener, input);
+                }
                 match listener.protocol {
                     Protocol::Tcp => self.tcp.on_listener_input(&mut ctx, &listener, input),
                     Protocol::Udp => self.udp.on_listener_input(&mut ctx, &listener, input),
@@ -371,6 +398,11 @@ impl Shard {
             _ => ctx.drop_frame(lease, Counter::DropProtocol),
         }
     }
+}
+
+/// The tables for outward forwards, if there are any.
+fn outward_for(rules: &Rules, config: &Config) -> Option<Outward> {
+    (!rules.outward.is_empty()).then(|| Outward::new(config))
 }
 
 /// What no packet may be, whatever its protocol.

@@ -17,6 +17,8 @@ pub(crate) enum Owner {
     Listener(u32),
     /// The DNS forwarder's.
     Dns(u32),
+    /// An outward relay.
+    Outward(u32),
 }
 
 struct Entry {

@@ -244,8 +244,13 @@ impl<B: Backend> Engine<B> {
             return;
         }
         let Some(Socket::Pair(pair)) = self.table.get(socket) else { return };
+        let connected = pair.take_error(Side::Server);
+        // A late event of a server that was tried before under the same id says nothing about this one.
+        if connected.is_ok() && !sys::has_peer(pair.server_fd()) {
+            return;
+        }
         let accepted = pair.accepted;
-        let ready = pair.take_error(Side::Server).and_then(|()| {
+        let ready = connected.and_then(|()| {
             let pipes = self.pipes.take_two()?;
             let client = self.accepted.get(accepted).ok_or(io::ErrorKind::NotConnected)?;
             self.backend.watch(client, Token::pair(socket).0)?;

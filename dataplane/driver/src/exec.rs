@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use usernet_core::op::{CloseHow, DatagramKind, HEADROOM};
+use usernet_core::op::{CloseHow, DatagramKind, HEADROOM, Loopback};
 use usernet_core::{
     AcceptedId, HostError, Input, LeaseId, Offload, Op, PeekedThen, SocketId, Span,
 };
@@ -73,7 +73,7 @@ impl<B: Backend> Engine<B> {
             Op::Connect { socket, to } => self.connect(socket, to),
             Op::Adopt { socket, accepted } => self.adopt(socket, accepted),
             Op::Refuse { accepted } => self.refuse(accepted),
-            Op::Splice { socket, accepted, to } => self.splice(socket, accepted, to),
+            Op::Splice { socket, accepted, to, on } => self.splice(socket, accepted, to, on),
             Op::Send { socket, .. } => return self.send(socket, ops),
             Op::Peek { socket, offset, len, chunk } => {
                 self.peek(socket, PeekRequest { offset, len, chunk });
@@ -130,13 +130,14 @@ impl<B: Backend> Engine<B> {
         let _ = sys::reset_on_close(std::os::fd::AsFd::as_fd(&fd));
     }
 
-    fn splice(&mut self, socket: SocketId, accepted: AcceptedId, to: SocketAddr) {
-        let connected = match &mut self.namespace {
-            Some(namespace) => namespace.connect(to),
-            None => Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
+    fn splice(&mut self, socket: SocketId, accepted: AcceptedId, to: SocketAddr, on: Loopback) {
+        let connected = match (on, &mut self.namespace) {
+            (Loopback::Guest, Some(namespace)) => namespace.connect(to),
+            (Loopback::Guest, None) => Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
+            (Loopback::Host, _) => Stream::connect(to, &self.outbound).map(Stream::into_fd),
         };
         let made = connected.and_then(|server| {
-            let pair = Pair::connecting(server, accepted);
+            let pair = Pair::connecting(server, on, accepted);
             self.backend.watch(pair.server_fd(), Token::pair(socket).1)?;
             Ok(pair)
         });

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use usernet_core::AcceptedId;
+use usernet_core::op::Loopback;
 
 use crate::sys;
 
@@ -155,9 +156,9 @@ fn move_bytes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<usize> {
 /// Which socket of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// The host's client.
+    /// Who connected to a listener of ours.
     Client,
-    /// The server in the guest's namespace.
+    /// The server on a loopback, in the other namespace.
     Server,
 }
 
@@ -175,13 +176,15 @@ pub(crate) enum Pumped {
 /// Both sockets, once the server has answered.
 pub(crate) struct Joined {
     client: OwnedFd,
-    to_guest: Direction,
-    from_guest: Direction,
+    to_server: Direction,
+    to_client: Direction,
 }
 
 /// A pair, or what is to become one.
 pub(crate) struct Pair {
     server: OwnedFd,
+    /// In whose namespace the server is.
+    on: Loopback,
     /// The client, until the server has answered: it still can be adopted instead.
     pub(crate) accepted: AcceptedId,
     /// None: connecting.
@@ -190,8 +193,8 @@ pub(crate) struct Pair {
 
 impl Pair {
     /// A server that may not have answered yet.
-    pub(crate) fn connecting(server: OwnedFd, accepted: AcceptedId) -> Self {
-        Self { server, accepted, joined: None }
+    pub(crate) fn connecting(server: OwnedFd, on: Loopback, accepted: AcceptedId) -> Self {
+        Self { server, on, accepted, joined: None }
     }
 
     pub(crate) fn server_fd(&self) -> BorrowedFd<'_> {
@@ -207,16 +210,16 @@ impl Pair {
         for socket in [client.as_fd(), self.server.as_fd()] {
             let _ = sys::set_option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
         }
-        let [to_guest, from_guest] = pipes.map(Direction::new);
-        self.joined = Some(Joined { client, to_guest, from_guest });
+        let [to_server, to_client] = pipes.map(Direction::new);
+        self.joined = Some(Joined { client, to_server, to_client });
     }
 
     /// Notes what has become ready.
     pub(crate) fn on_ready(&mut self, side: Side, read: bool, write: bool) {
         let Some(joined) = &mut self.joined else { return };
         let (source, sink) = match side {
-            Side::Client => (&mut joined.to_guest, &mut joined.from_guest),
-            Side::Server => (&mut joined.from_guest, &mut joined.to_guest),
+            Side::Client => (&mut joined.to_server, &mut joined.to_client),
+            Side::Server => (&mut joined.to_client, &mut joined.to_server),
         };
         source.source_is_ready |= read;
         sink.sink_is_ready |= write;
@@ -234,12 +237,12 @@ impl Pair {
     /// Moves what can be moved, both ways.
     pub(crate) fn pump(&mut self) -> io::Result<Pumped> {
         let server = self.server.as_fd();
-        let Some(Joined { client, to_guest, from_guest }) = &mut self.joined else {
+        let Some(Joined { client, to_server, to_client }) = &mut self.joined else {
             return Ok(Pumped::Waiting);
         };
         let has_more =
-            to_guest.pump(client.as_fd(), server)? | from_guest.pump(server, client.as_fd())?;
-        if to_guest.is_shut && from_guest.is_shut {
+            to_server.pump(client.as_fd(), server)? | to_client.pump(server, client.as_fd())?;
+        if to_server.is_shut && to_client.is_shut {
             Ok(Pumped::Ended)
         } else if has_more {
             Ok(Pumped::More)
@@ -248,9 +251,14 @@ impl Pair {
         }
     }
 
-    /// Bytes to the guest's server and from it.
+    /// Bytes to the guest and from it.
     pub(crate) fn bytes(&self) -> (u64, u64) {
-        self.joined.as_ref().map_or((0, 0), |j| (j.to_guest.bytes, j.from_guest.bytes))
+        let Some(joined) = &self.joined else { return (0, 0) };
+        let (to_server, to_client) = (joined.to_server.bytes, joined.to_client.bytes);
+        match self.on {
+            Loopback::Guest => (to_server, to_client),
+            Loopback::Host => (to_client, to_server),
+        }
     }
 
     /// Both peers get RST when the pair is dropped.
@@ -263,8 +271,8 @@ impl Pair {
     /// The end: sockets are closed, drained pipes kept.
     pub(crate) fn close(self, pipes: &mut Pipes) {
         if let Some(joined) = self.joined {
-            pipes.give_back(joined.to_guest);
-            pipes.give_back(joined.from_guest);
+            pipes.give_back(joined.to_server);
+            pipes.give_back(joined.to_client);
         }
     }
 }
@@ -282,7 +290,7 @@ mod tests {
         let (client, far_client) = connection();
         let (server, far_server) = connection();
         let mut pipes = Pipes::default();
-        let mut pair = Pair::connecting(server.into(), AcceptedId(0));
+        let mut pair = Pair::connecting(server.into(), Loopback::Guest, AcceptedId(0));
         pair.join(client.into(), pipes.take_two().expect("pipes"));
         (pair, pipes, far_client, far_server)
     }
@@ -319,7 +327,7 @@ mod tests {
         client.write_all(b"question").expect("room");
         client.shutdown(Shutdown::Write).expect("open");
         pump_until(&mut pair, |pair, _| {
-            pair.joined.as_ref().is_some_and(|joined| joined.to_guest.is_shut)
+            pair.joined.as_ref().is_some_and(|joined| joined.to_server.is_shut)
         });
         let mut question = Vec::new();
         server.read_to_end(&mut question).expect("the end");

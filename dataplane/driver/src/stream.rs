@@ -135,6 +135,11 @@ impl Stream {
         self.fd.as_fd()
     }
 
+    /// The bare socket, for who moves bytes without looking at them.
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// What became of the connect. To be asked when the socket has become writable, or has an error.
     pub(crate) fn finish_connect(&mut self, has_error: bool) -> io::Result<()> {
         if has_error {

@@ -22,7 +22,7 @@ const OWN_CRATES: [(&str, &[&str]); 4] = [
 const CORE_DEPENDENCIES: [&str; 4] = ["etherparse", "foldhash", "hashbrown", "smoltcp"];
 
 /// The protocol modules of core; only the shard composes them.
-const PROTOCOLS: [&str; 6] = ["tcp", "udp", "ping", "dns", "reassembly", "services"];
+const PROTOCOLS: [&str; 7] = ["tcp", "udp", "ping", "dns", "outward", "reassembly", "services"];
 
 /// Types that cross from one protocol module to others, because the shard carries them.
 const CARRIED: [(&str, &str); 2] = [("udp", "GuestDatagram"), ("reassembly", "Reassembled")];

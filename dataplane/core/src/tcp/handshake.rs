@@ -9,7 +9,7 @@ use super::seq::Seq;
 use super::{Tcp, is_half_open};
 use crate::context::Context;
 use crate::counters::Counter;
-use crate::op::{AcceptedId, CloseHow, HostError, Input, Offload, Op};
+use crate::op::{AcceptedId, CloseHow, HostError, Input, Loopback, Offload, Op};
 use crate::packet::error::{GuestError, Quoted, tell_guest};
 use crate::packet::protocol::TCP;
 use crate::rules::{LoopbackClients, Target, loopback_like};
@@ -147,7 +147,7 @@ impl Tcp {
         self.conn_mut(flow).socket = Some(socket);
         ctx.count(Counter::TcpOpenedByHost);
         match splice_to(ctx, peer, guest) {
-            Some(to) => ctx.op(Op::Splice { socket, accepted, to }),
+            Some(to) => ctx.op(Op::Splice { socket, accepted, to, on: Loopback::Guest }),
             None => self.adopt(ctx, flow, accepted),
         }
     }

@@ -5,4 +5,5 @@
 mod guest;
 
 mod datagrams;
+mod outward;
 mod streams;

@@ -20,8 +20,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, setgroups, setresgid, setresuid};
 use usernet_core::Config;
+use usernet_core::rules::Protocol;
 use usernet_driver::namespace::{
-    AttachError, Attached, Egress, EndReason, Request, Target, attach, egress_mtu,
+    AttachError, Attached, Egress, EndReason, Listening, Ports, Request, Target, attach, egress_mtu,
 };
 
 const ROOT: u32 = 0;
@@ -538,6 +539,53 @@ fn a_thousand_sockets_leave_no_descriptor_behind() {
     });
 }
 
+#[test]
+fn listeners_are_made_in_the_namespace_and_seen_in_its_lists() {
+    for (uid, guest) in [(ROOT, Guest::of_root as fn() -> Guest), (USER, Guest::of_caller)] {
+        in_own_process(uid, || {
+            let guest = guest();
+            let Attached { mut listeners, ports, sockets, .. } = attach_to(&guest);
+            // A low port, too, which takes a right that the helper has kept.
+            for (text, interface) in [("127.0.0.1:80", None), ("[::1]:8080", Some("lo"))] {
+                let at: SocketAddr = text.parse().unwrap();
+                for protocol in [Protocol::Tcp, Protocol::Udp] {
+                    let listening = Listening { protocol, address: at.ip(), port: at.port() };
+                    assert!(!ports.scan().unwrap().contains(&listening));
+                    let socket = listeners.open(protocol, at, interface).unwrap();
+                    assert!(ports.scan().unwrap().contains(&listening), "{listening:?}");
+                    assert!(!Ports::open().scan().unwrap().contains(&listening), "ours has none");
+                    let again = listeners.open(protocol, at, interface).unwrap_err();
+                    assert_eq!(again.raw_os_error(), Some(Errno::EADDRINUSE as i32));
+                    drop(socket);
+                    assert!(!ports.scan().unwrap().contains(&listening));
+                }
+            }
+            let nowhere = listeners.open(Protocol::Tcp, "192.0.2.1:80".parse().unwrap(), None);
+            let errno = nowhere.unwrap_err().raw_os_error();
+            assert_eq!(errno, Some(Errno::EADDRNOTAVAIL as i32));
+            // Without the helper there are no more listeners; the lists can still be read.
+            drop(sockets);
+            let gone = listeners.open(Protocol::Tcp, "127.0.0.1:80".parse().unwrap(), None);
+            assert_eq!(gone.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+            assert!(ports.scan().is_ok());
+        });
+    }
+}
+
+#[test]
+fn the_helper_lives_on_when_nobody_wants_listeners_any_more() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_root();
+        let Attached { listeners, mut sockets, ended, .. } = attach_to(&guest);
+        drop(listeners);
+        let connected = sockets.connect("127.0.0.1:80".parse().unwrap());
+        assert!(connected.is_ok() || connected.is_err_and(|e| e.raw_os_error().is_some()));
+        assert_eq!(ended.reason(), None);
+        let listener = guest.inside(|| TcpListener::bind("127.0.0.1:0").unwrap());
+        sockets.connect(listener.local_addr().unwrap()).unwrap();
+    });
+}
+
 // ---- the end ----
 
 #[test]
@@ -676,7 +724,9 @@ fn the_helper_holds_next_to_nothing_and_ignores_the_terminal() {
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(attached.ended.reason(), None);
         let status = fs::read_to_string(format!("/proc/{helper}/status")).unwrap();
-        assert!(status.contains("CapEff:\t0000000000080000"), "CAP_SYS_PTRACE alone: {status}");
+        let (ptrace, bind) = (1_u64 << 19, 1_u64 << 10);
+        let kept = format!("CapEff:\t{:016x}", ptrace | bind);
+        assert!(status.contains(&kept), "CAP_SYS_PTRACE and CAP_NET_BIND_SERVICE alone: {status}");
     });
 }
 

@@ -1,6 +1,7 @@
 //! The process that lives in the guest's namespace.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -17,19 +18,29 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use super::channel::{Channel, MESSAGE_BYTES_MAX, Received};
 use super::configure::configure;
-use super::message::{ConnectReply, ConnectRequest, Failure, Report, Step};
+use super::listen;
+use super::message::{Failure, Report, SocketReply, SocketRequest, Step, Wanted};
+use super::ports::open_lists;
 use super::tap::{self, errno};
 use super::target::{Holder, NamespaceId, OpenTarget};
 use super::watch::{HELPER_NAME, Life, Watch};
 use super::{AttachError, Request};
 use crate::Link;
 
+/// Where requests come from, and replies go.
+pub(super) struct Channels {
+    /// The data path, which waits for its answers. Ours and the daemon's life hang on it.
+    pub(super) data_path: Channel,
+    /// The control thread.
+    pub(super) control: Channel,
+}
+
 /// What the helper is started with.
 struct Helper<'a> {
     request: &'a Request,
     target: OpenTarget,
     /// Requests and replies.
-    channel: Channel,
+    channels: Channels,
     /// Where the end is told.
     end: OwnedFd,
     /// Whose life ours hangs on.
@@ -40,10 +51,10 @@ struct Helper<'a> {
 pub(super) fn start(
     request: &Request,
     target: OpenTarget,
-    channel: Channel,
+    channels: Channels,
     end: OwnedFd,
 ) -> Result<Pid, AttachError> {
-    let helper = Helper { request, target, channel, end, daemon: Pid::this() };
+    let helper = Helper { request, target, channels, end, daemon: Pid::this() };
     // SAFETY: the child allocates, which is sound after a fork of a process with a single thread, as `attach`
     // demands; glibc makes it so with several threads, too. It never returns from here.
     match unsafe { fork() } {
@@ -63,8 +74,8 @@ pub(super) fn start(
 impl Helper<'_> {
     /// Returns when nothing is left to do.
     fn live(self) {
-        let Self { request, target, channel, end, daemon } = self;
-        if isolate(daemon, &target, &channel, &end).is_err() {
+        let Self { request, target, channels, end, daemon } = self;
+        if isolate(daemon, &target, &channels, &end).is_err() {
             return;
         }
         let (report, ready) = match set_up(request, target, daemon) {
@@ -75,19 +86,34 @@ impl Helper<'_> {
             Err(failure) => (Report::Failed(failure), None),
         };
         let tap = ready.as_ref().map(|(link, _)| link.tap.as_fd());
-        if channel.send(&report.encode(), tap).is_err() {
+        let told = hand_over_lists(&channels.control)
+            .and_then(|()| channels.data_path.send(&report.encode(), tap));
+        if told.is_err() {
             return;
         }
         // Our descriptor of the TAP goes with `link`: the device's life hangs on the daemon's alone.
         if let Some((link, watch)) = ready {
             drop(link);
-            serve(&channel, &end, watch);
+            serve(&channels, &end, watch);
         }
     }
 }
 
+/// The kernel's lists of sockets in the namespace, one message each; without a descriptor where there is none.
+fn hand_over_lists(control: &Channel) -> std::io::Result<()> {
+    for list in open_lists() {
+        control.send(&[u8::from(list.is_some())], list.as_ref().map(OwnedFd::as_fd))?;
+    }
+    Ok(())
+}
+
 /// Nothing of the daemon's reaches us, and nothing of ours the daemon's terminal or files.
-fn isolate(daemon: Pid, target: &OpenTarget, channel: &Channel, end: &OwnedFd) -> nix::Result<()> {
+fn isolate(
+    daemon: Pid,
+    target: &OpenTarget,
+    channels: &Channels,
+    end: &OwnedFd,
+) -> nix::Result<()> {
     SigSet::all().thread_block()?;
     die_with(daemon)?;
     setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
@@ -95,7 +121,8 @@ fn isolate(daemon: Pid, target: &OpenTarget, channel: &Channel, end: &OwnedFd) -
     prctl::set_name(&name)?;
     // A working directory keeps its file system from being unmounted.
     nix::unistd::chdir("/")?;
-    let mut kept = vec![channel.as_fd().as_raw_fd(), end.as_raw_fd(), target.netns.as_raw_fd()];
+    let mut kept = vec![end.as_raw_fd(), target.netns.as_raw_fd()];
+    kept.extend([&channels.data_path, &channels.control].map(|c| c.as_fd().as_raw_fd()));
     kept.extend(target.userns.as_ref().map(AsRawFd::as_raw_fd));
     kept.extend(match &target.holder {
         Holder::Process(process) => Some(process.as_raw_fd()),
@@ -191,11 +218,12 @@ fn owner_of(netns: &OwnedFd) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sockets need no right at all; the watch needs to read `/proc/PID/ns` of processes of other users.
+/// The watch needs to read `/proc/PID/ns` of processes of other users; a listener may be asked for on a low port.
+/// Nothing else needs a right.
 fn drop_privileges(daemon: Pid) -> nix::Result<()> {
     prctl::set_no_new_privs()?;
     let kept = match rustix::thread::capabilities(None) {
-        Ok(sets) => sets.permitted & CapabilitySet::SYS_PTRACE,
+        Ok(sets) => sets.permitted & (CapabilitySet::SYS_PTRACE | CapabilitySet::NET_BIND_SERVICE),
         Err(_) => CapabilitySet::empty(),
     };
     let sets =
@@ -205,63 +233,79 @@ fn drop_privileges(daemon: Pid) -> nix::Result<()> {
 }
 
 /// Answers requests until the daemon or the namespace ends.
-fn serve(channel: &Channel, end: &OwnedFd, mut watch: Watch) -> Option<Infallible> {
+fn serve(channels: &Channels, end: &OwnedFd, mut watch: Watch) -> Option<Infallible> {
+    let mut has_control = true;
     loop {
-        let (has_request, has_event) = wait(channel, &watch)?;
-        if has_event && watch.on_event() == Life::Ended {
+        let spoke = wait(channels, has_control, &watch)?;
+        if spoke.watch && watch.on_event() == Life::Ended {
             // One byte. If it cannot be sent, the hang-up that follows says enough.
             let _ = send(end.as_raw_fd(), &[1], MsgFlags::MSG_NOSIGNAL);
             return None;
         }
-        if has_request {
-            answer(channel)?;
+        if spoke.data_path {
+            answer(&channels.data_path)?;
+        }
+        if spoke.control {
+            // Nobody wants listeners any more: no reason to end.
+            has_control = answer(&channels.control).is_some();
         }
     }
 }
 
-/// Sleeps until the channel or the watch has something.
-fn wait(channel: &Channel, watch: &Watch) -> Option<(bool, bool)> {
-    let request = PollFd::new(channel.as_fd(), PollFlags::POLLIN);
-    let mut events: Vec<_> = std::iter::once(request)
+/// Who has something for the helper.
+struct Spoke {
+    data_path: bool,
+    control: bool,
+    watch: bool,
+}
+
+/// Sleeps until a channel or the watch has something.
+fn wait(channels: &Channels, has_control: bool, watch: &Watch) -> Option<Spoke> {
+    let control = has_control.then(|| channels.control.as_fd());
+    let requests = std::iter::once(channels.data_path.as_fd()).chain(control);
+    let mut events: Vec<_> = requests
+        .map(|channel| PollFd::new(channel, PollFlags::POLLIN))
         .chain(watch.interest().map(|(fd, flags)| PollFd::new(fd, flags)))
         .collect();
     match poll(&mut events, PollTimeout::NONE) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(_) => return None,
     }
-    let spoke = |event: &PollFd<'_>| event.any().unwrap_or(true);
-    Some((events.first().is_some_and(spoke), events.get(1).is_some_and(spoke)))
+    let mut spoke = events.iter().map(|event| event.any().unwrap_or(true));
+    Some(Spoke {
+        data_path: spoke.next().unwrap_or(false),
+        control: has_control && spoke.next().unwrap_or(false),
+        watch: spoke.next().unwrap_or(false),
+    })
 }
 
-/// Answers one request; none: the daemon is gone.
+/// Answers one request; none: nobody asks any more.
 fn answer(channel: &Channel) -> Option<()> {
     let mut buffer = [0; MESSAGE_BYTES_MAX];
     let Ok(Received::Message(length, _)) = channel.receive(&mut buffer) else {
         return None;
     };
-    let request = ConnectRequest::decode(buffer.get(..length)?)?;
-    let sequence = request.sequence;
-    match open_connection(request) {
-        Ok(socket) => {
-            let reply = ConnectReply { sequence, error: None };
-            channel.send(&reply.encode(), Some(socket.as_fd())).ok()
+    let SocketRequest { sequence, wanted } = SocketRequest::decode(buffer.get(..length)?)?;
+    let opened = match wanted {
+        Wanted::Connected(to) => open_connection(to),
+        Wanted::Listening { protocol, at, interface } => {
+            listen::open(protocol, at, interface.as_deref())
         }
-        Err(errno) => {
-            let reply = ConnectReply { sequence, error: Some(errno) };
-            channel.send(&reply.encode(), None).ok()
-        }
-    }
+    };
+    let reply = SocketReply { sequence, error: opened.as_ref().err().copied() };
+    let socket = opened.as_ref().ok().map(OwnedFd::as_fd);
+    channel.send(&reply.encode(), socket).ok()
 }
 
 /// A socket that is connected or connecting.
-fn open_connection(request: ConnectRequest) -> nix::Result<OwnedFd> {
-    let family = match request.to.is_ipv4() {
+fn open_connection(to: SocketAddr) -> nix::Result<OwnedFd> {
+    let family = match to.is_ipv4() {
         true => AddressFamily::Inet,
         false => AddressFamily::Inet6,
     };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket(family, SockType::Stream, flags, None)?;
-    match connect(socket.as_raw_fd(), &SockaddrStorage::from(request.to)) {
+    match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
         Err(other) => Err(other),
     }

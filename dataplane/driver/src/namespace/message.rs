@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use nix::errno::Errno;
+use usernet_core::rules::Protocol;
 
 use super::channel::MESSAGE_BYTES_MAX;
 use crate::LinkOffload;
@@ -141,50 +142,93 @@ impl Report {
 }
 
 /// Asks for a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ConnectRequest {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SocketRequest {
     /// Tells answers apart: one may come after we gave up waiting for it.
     pub(super) sequence: u32,
-    /// Where it shall lead.
-    pub(super) to: SocketAddr,
+    /// Which socket.
+    pub(super) wanted: Wanted,
 }
 
-impl ConnectRequest {
-    const BYTES: usize = 4 + 2 + 16;
+/// What kind of socket, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// A TCP socket that is connected or connecting.
+    Connected(SocketAddr),
+    /// A TCP socket that listens, or a bound UDP socket.
+    Listening {
+        /// Which of them.
+        protocol: Protocol,
+        /// Where.
+        at: SocketAddr,
+        /// Only what arrives on this interface.
+        interface: Option<String>,
+    },
+}
 
-    /// As bytes: sequence, port, address (IPv4 mapped into IPv6). A scope is not carried: loopback has none.
-    pub(super) fn encode(self) -> [u8; Self::BYTES] {
-        let mut bytes = [0; Self::BYTES];
-        let address = match self.to.ip() {
+impl SocketRequest {
+    const CONNECTED: u8 = 1;
+    const LISTENING_TCP: u8 = 2;
+    const LISTENING_UDP: u8 = 3;
+
+    /// As bytes: sequence, kind, port, address (IPv4 mapped into IPv6), name of the interface. A scope is not
+    /// carried: loopback has none, and elsewhere it is the interface's.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let (kind, at, interface) = match &self.wanted {
+            Wanted::Connected(to) => (Self::CONNECTED, to, None),
+            Wanted::Listening { protocol: Protocol::Tcp, at, interface } => {
+                (Self::LISTENING_TCP, at, interface.as_deref())
+            }
+            Wanted::Listening { protocol: Protocol::Udp, at, interface } => {
+                (Self::LISTENING_UDP, at, interface.as_deref())
+            }
+        };
+        let address = match at.ip() {
             IpAddr::V4(v4) => v4.to_ipv6_mapped(),
             IpAddr::V6(v6) => v6,
         };
-        bytes[..4].copy_from_slice(&self.sequence.to_le_bytes());
-        bytes[4..6].copy_from_slice(&self.to.port().to_le_bytes());
-        bytes[6..].copy_from_slice(&address.octets());
+        let mut bytes = self.sequence.to_le_bytes().to_vec();
+        bytes.push(kind);
+        bytes.extend(at.port().to_le_bytes());
+        bytes.extend(address.octets());
+        bytes.extend(interface.unwrap_or_default().bytes());
         bytes
     }
 
     /// From bytes; none: they are not a request.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (sequence, rest) = bytes.split_first_chunk::<4>()?;
+        let ([kind], rest) = rest.split_first_chunk::<1>()?;
         let (port, rest) = rest.split_first_chunk::<2>()?;
-        let address = Ipv6Addr::from(<[u8; 16]>::try_from(rest).ok()?);
-        let to = SocketAddr::new(address.to_canonical(), u16::from_le_bytes(*port));
-        Some(Self { sequence: u32::from_le_bytes(*sequence), to })
+        let (address, interface) = rest.split_first_chunk::<16>()?;
+        let address = Ipv6Addr::from(*address).to_canonical();
+        let at = SocketAddr::new(address, u16::from_le_bytes(*port));
+        let interface = std::str::from_utf8(interface).ok()?;
+        let interface = (!interface.is_empty()).then(|| interface.to_owned());
+        let wanted = match (*kind, interface) {
+            (Self::CONNECTED, None) => Wanted::Connected(at),
+            (Self::LISTENING_TCP, interface) => {
+                Wanted::Listening { protocol: Protocol::Tcp, at, interface }
+            }
+            (Self::LISTENING_UDP, interface) => {
+                Wanted::Listening { protocol: Protocol::Udp, at, interface }
+            }
+            _ => return None,
+        };
+        Some(Self { sequence: u32::from_le_bytes(*sequence), wanted })
     }
 }
 
 /// Answers one; the socket comes with it unless there is an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ConnectReply {
+pub(super) struct SocketReply {
     /// Of the request.
     pub(super) sequence: u32,
     /// Why there is no socket.
     pub(super) error: Option<Errno>,
 }
 
-impl ConnectReply {
+impl SocketReply {
     /// As bytes.
     pub(super) fn encode(self) -> [u8; 8] {
         let [a, b, c, d] = self.sequence.to_le_bytes();
@@ -225,15 +269,27 @@ mod tests {
 
     #[test]
     fn every_request_and_reply_comes_back_as_it_was() {
-        for to in ["127.0.0.1:80", "[::1]:8080", "[fd00::64]:1"] {
-            let request = ConnectRequest { sequence: 7, to: to.parse().unwrap() };
-            assert_eq!(ConnectRequest::decode(&request.encode()), Some(request));
+        for at in ["127.0.0.1:80", "[::1]:8080", "[fd00::64]:1"].map(|at| at.parse().unwrap()) {
+            let listening = |protocol, interface: Option<&str>| Wanted::Listening {
+                protocol,
+                at,
+                interface: interface.map(str::to_owned),
+            };
+            for wanted in [
+                Wanted::Connected(at),
+                listening(Protocol::Tcp, None),
+                listening(Protocol::Udp, Some("lo")),
+            ] {
+                let request = SocketRequest { sequence: 7, wanted };
+                assert_eq!(SocketRequest::decode(&request.encode()), Some(request));
+            }
         }
         for error in [None, Some(Errno::ECONNREFUSED)] {
-            let reply = ConnectReply { sequence: u32::MAX, error };
-            assert_eq!(ConnectReply::decode(&reply.encode()), Some(reply));
+            let reply = SocketReply { sequence: u32::MAX, error };
+            assert_eq!(SocketReply::decode(&reply.encode()), Some(reply));
         }
-        assert_eq!(ConnectRequest::decode(&[0; 21]), None);
-        assert_eq!(ConnectReply::decode(&[0; 9]), None);
+        assert_eq!(SocketRequest::decode(&[0; 22]), None);
+        assert_eq!(SocketRequest::decode(&[0; 23]), None, "no kind 0");
+        assert_eq!(SocketReply::decode(&[0; 9]), None);
     }
 }

@@ -5,9 +5,11 @@
 //! `setns` into a user namespace works only with a single thread, and would take the daemon's own
 //! capabilities away (as root: the right to bind port 80 on the host). So nothing of this happens in the
 //! daemon: [`attach`] forks a *helper* that joins the namespaces and stays in them. The helper holds no
-//! descriptor of the daemon but its ends of two socket pairs:
+//! descriptor of the daemon but its ends of three socket pairs:
 //!
-//! - the *channel*, by which it hands over the TAP once, and afterwards a connected socket per request;
+//! - the *channel*, by which it hands over the TAP once, and afterwards a connected socket per request of the data
+//!   path; a second one like it serves the control thread, with the kernel's lists of listening sockets ([`Ports`])
+//!   once and a listening socket per request, so that neither waits for what the other asks;
 //! - the *end*, on which it says that the guest's namespace has ended, and whose hang-up says that the
 //!   helper itself has ended.
 //!
@@ -19,6 +21,7 @@
 //!   daemon ──fork──▶ helper: userns (if need be) ─▶ netns ─▶ TAP ─▶ address, route
 //!      ▲                 │
 //!      ├── TAP, sockets ─┤  channel (SOCK_SEQPACKET, SCM_RIGHTS)
+//!      ├─ lists, sockets ┤  the control thread's
 //!      └── the end ──────┘  end (SOCK_STREAM)
 //! ```
 //!
@@ -40,8 +43,10 @@ mod configure;
 mod egress;
 mod error;
 mod helper;
+pub mod listen;
 mod message;
 mod netlink;
+mod ports;
 mod sockets;
 mod tap;
 mod target;
@@ -57,8 +62,11 @@ use usernet_core::config::{MacAddr, Net4, Net6};
 
 pub use egress::{Egress, egress_mtu};
 pub use error::AttachError;
+pub use ports::{Listening, Ports};
+pub use sockets::NamespaceListeners;
 
 use channel::Channel;
+use helper::Channels;
 use message::Report;
 use sockets::HelperSockets;
 use target::OpenTarget;
@@ -107,6 +115,10 @@ pub struct Attached {
     pub link: Link,
     /// Makes sockets in the namespace; dropping it ends the helper.
     pub sockets: Box<dyn NamespaceSockets>,
+    /// Makes listening sockets in the namespace.
+    pub listeners: NamespaceListeners,
+    /// What programs listen on in the namespace.
+    pub ports: Ports,
     /// Tells when and why it is over.
     pub ended: NamespaceEnd,
     /// The helper's process.
@@ -155,18 +167,24 @@ pub fn attach(request: &Request) -> Result<Attached, AttachError> {
         return Err(AttachError::TapName { name: request.tap_name.clone() });
     }
     let target = OpenTarget::open(request)?;
-    let (channel, helper_channel) =
-        Channel::pair().map_err(AttachError::helper("make a socket pair"))?;
+    let pair = || Channel::pair().map_err(AttachError::helper("make a socket pair"));
+    let (data_path, helper_data_path) = pair()?;
+    let (control, helper_control) = pair()?;
+    let channels = Channels { data_path: helper_data_path, control: helper_control };
     let (end, helper_end) =
         UnixStream::pair().map_err(AttachError::helper("make a socket pair"))?;
-    let pid = helper::start(request, target, helper_channel, OwnedFd::from(helper_end))?;
+    let pid = helper::start(request, target, channels, OwnedFd::from(helper_end))?;
     // From here on, leaving early drops `sockets`, which ends the helper; the TAP then has no descriptor left.
-    let sockets = HelperSockets::new(channel, pid);
+    let sockets = HelperSockets::new(data_path, pid);
     let report = sockets.report().map_err(AttachError::helper("hear from the helper process"))?;
     match report {
         Some((Report::Ready { offload, warnings }, Some(tap))) => {
             sockets.limit_waiting().map_err(AttachError::helper("set a socket's timeout"))?;
+            let (listeners, ports) = NamespaceListeners::new(control)
+                .map_err(AttachError::helper("hear from the helper process"))?;
             Ok(Attached {
+                listeners,
+                ports,
                 link: Link { tap, offload },
                 helper_pid: sockets.pid(),
                 sockets: Box::new(sockets),

@@ -9,25 +9,60 @@ use nix::sys::time::TimeVal;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use usernet_core::rules::Protocol;
 
 use super::channel::{Channel, MESSAGE_BYTES_MAX, Received};
-use super::message::{ConnectReply, ConnectRequest, Report};
+use super::message::{Report, SocketReply, SocketRequest, Wanted};
+use super::ports::{LISTS, Ports};
 use crate::NamespaceSockets;
 
 /// The helper answers within 50 µs; after this it is given up, because a shard waits meanwhile.
 const REPLY_TIMEOUT_S: libc::time_t = 1;
 
+/// Asks for sockets, and waits for them.
+#[derive(Debug)]
+struct Questions {
+    channel: Channel,
+    /// Of the last request.
+    sequence: u32,
+}
+
+impl Questions {
+    fn ask(&mut self, wanted: Wanted) -> io::Result<OwnedFd> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let request = SocketRequest { sequence: self.sequence, wanted };
+        self.channel.send(&request.encode(), None)?;
+        loop {
+            let mut buffer = [0; MESSAGE_BYTES_MAX];
+            let (length, socket) = match self.channel.receive(&mut buffer)? {
+                Received::Message(length, socket) => (length, socket),
+                Received::HungUp => return Err(io::ErrorKind::BrokenPipe.into()),
+            };
+            match buffer.get(..length).and_then(SocketReply::decode) {
+                Some(reply) if reply.sequence != self.sequence => {}
+                Some(SocketReply { error: Some(errno), .. }) => return Err(errno.into()),
+                Some(SocketReply { error: None, .. }) => {
+                    return socket.ok_or_else(|| io::Error::other("no descriptors left"));
+                }
+                None => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+    }
+
+    fn limit_waiting(&self) -> io::Result<()> {
+        let timeout = TimeVal::new(REPLY_TIMEOUT_S, 0);
+        Ok(setsockopt(&self.channel.as_fd(), ReceiveTimeout, &timeout)?)
+    }
+}
+
 /// A running helper. Dropping it ends the process.
 #[derive(Debug)]
 pub(super) struct HelperSockets {
-    /// Requests and replies.
-    channel: Channel,
+    questions: Questions,
     /// The process. It is our child and nobody else waits for it, so that the PID stays its own.
     pid: Pid,
     /// To signal it by.
     process: Option<OwnedFd>,
-    /// Of the last request.
-    sequence: u32,
 }
 
 impl HelperSockets {
@@ -35,7 +70,7 @@ impl HelperSockets {
     pub(super) fn new(channel: Channel, pid: Pid) -> Self {
         let process = rustix::process::Pid::from_raw(pid.as_raw())
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        Self { channel, pid, process, sequence: 0 }
+        Self { questions: Questions { channel, sequence: 0 }, pid, process }
     }
 
     /// Its process.
@@ -46,7 +81,7 @@ impl HelperSockets {
     /// Waits for its first message; none: it was killed.
     pub(super) fn report(&self) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
         let mut buffer = [0; MESSAGE_BYTES_MAX];
-        Ok(match self.channel.receive(&mut buffer)? {
+        Ok(match self.questions.channel.receive(&mut buffer)? {
             Received::Message(length, tap) => {
                 buffer.get(..length).and_then(Report::decode).map(|report| (report, tap))
             }
@@ -56,31 +91,48 @@ impl HelperSockets {
 
     /// From here on it is asked by a thread that has other things to do.
     pub(super) fn limit_waiting(&self) -> io::Result<()> {
-        let timeout = TimeVal::new(REPLY_TIMEOUT_S, 0);
-        Ok(setsockopt(&self.channel.as_fd(), ReceiveTimeout, &timeout)?)
+        self.questions.limit_waiting()
     }
 }
 
 impl NamespaceSockets for HelperSockets {
     fn connect(&mut self, to: SocketAddr) -> io::Result<OwnedFd> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let request = ConnectRequest { sequence: self.sequence, to };
-        self.channel.send(&request.encode(), None)?;
-        loop {
+        self.questions.ask(Wanted::Connected(to))
+    }
+}
+
+/// Makes listening sockets in the guest's namespace, for outward forwards. Has a channel of its own, so that the control
+/// thread and the data path do not wait for each other.
+#[derive(Debug)]
+pub struct NamespaceListeners(Questions);
+
+impl NamespaceListeners {
+    /// Takes over the channel, with the lists of sockets that the helper has put in it. To be called after the helper's
+    /// report.
+    pub(super) fn new(channel: Channel) -> io::Result<(Self, Ports)> {
+        let questions = Questions { channel, sequence: 0 };
+        questions.limit_waiting()?;
+        let mut lists = [const { None }; LISTS.len()];
+        for list in &mut lists {
             let mut buffer = [0; MESSAGE_BYTES_MAX];
-            let (length, socket) = match self.channel.receive(&mut buffer)? {
-                Received::Message(length, socket) => (length, socket),
-                Received::HungUp => return Err(io::ErrorKind::BrokenPipe.into()),
-            };
-            match buffer.get(..length).and_then(ConnectReply::decode) {
-                Some(reply) if reply.sequence != self.sequence => {}
-                Some(ConnectReply { error: Some(errno), .. }) => return Err(errno.into()),
-                Some(ConnectReply { error: None, .. }) => {
-                    return socket.ok_or_else(|| io::Error::other("no descriptors left"));
-                }
-                None => return Err(io::ErrorKind::InvalidData.into()),
+            if let Received::Message(_, descriptor) = questions.channel.receive(&mut buffer)? {
+                *list = descriptor;
             }
         }
+        Ok((Self(questions), Ports::from_lists(lists)))
+    }
+
+    /// A TCP socket that listens, or a bound UDP socket, on an address of one family and, where it is given, one
+    /// interface of the namespace: non-blocking, closed on exec. Errors are those of the calls in the namespace;
+    /// `TimedOut`-like ones (`WouldBlock`) and `BrokenPipe` say that the helper does not answer.
+    pub fn open(
+        &mut self,
+        protocol: Protocol,
+        at: SocketAddr,
+        interface: Option<&str>,
+    ) -> io::Result<OwnedFd> {
+        let interface = interface.map(str::to_owned);
+        self.0.ask(Wanted::Listening { protocol, at, interface })
     }
 }
 
@@ -91,7 +143,7 @@ impl Drop for HelperSockets {
             let _ = pidfd_send_signal(process, Signal::KILL);
         } else {
             let _ = nix::sys::socket::shutdown(
-                self.channel.as_fd().as_raw_fd(),
+                self.questions.channel.as_fd().as_raw_fd(),
                 nix::sys::socket::Shutdown::Both,
             );
         }

@@ -73,6 +73,7 @@ pub struct Shard {
     /// Made when the first rule needs it.
     outward: Option<Outward>,
     advertiser: services::ndp::Advertiser,
+    leases: services::dhcp4::Leases,
 }
 
 /// Splits the shard into the context and one of its modules.
@@ -106,6 +107,7 @@ impl Shard {
             dns: Dns::new(&config),
             outward: outward_for(&rules, &config),
             advertiser: services::ndp::Advertiser::default(),
+            leases: services::dhcp4::Leases::new(&config),
             counters: Counters::default(),
             rules,
             config,
@@ -375,7 +377,8 @@ impl Shard {
             }
             protocol::TCP => self.tcp.on_guest_segment(&mut ctx, packet, lease, bytes),
             protocol::UDP => {
-                on_udp(&mut self.udp, &mut self.dns, &mut ctx, packet, lease, bytes, offload)
+                let services = (&mut self.dns, &mut self.leases);
+                on_udp(&mut self.udp, services, &mut ctx, packet, lease, bytes, offload)
             }
             protocol::ICMP if packet.source.is_ipv4() => {
                 on_icmp(&mut self.tcp, &mut self.ping, &mut ctx, packet, lease, bytes);
@@ -463,7 +466,7 @@ fn is_translated(ctx: &Context<'_>, packet: &Packet) -> bool {
 /// A whole UDP datagram, or a train: for one of our services, or for the host.
 fn on_udp(
     udp: &mut Udp,
-    dns: &mut Dns,
+    (dns, leases): (&mut Dns, &mut services::dhcp4::Leases),
     ctx: &mut Context<'_>,
     packet: &Packet,
     lease: LeaseId,
@@ -492,7 +495,7 @@ fn on_udp(
     };
     let payload = &bytes[start as usize..start as usize + len - 8];
     if services::dhcp4::is_request(ctx.config, &datagram) {
-        return services::dhcp4::on_request(ctx, &datagram, payload);
+        return services::dhcp4::on_request(leases, ctx, &datagram, payload);
     }
     if services::dhcp6::is_request(ctx.config, &datagram) {
         return services::dhcp6::on_request(ctx, &datagram, payload);

@@ -1,14 +1,14 @@
-//! DHCPv6 (RFC 8415): whoever asks is given the guest's configured address and the DNS address.
+//! DHCPv6 (RFC 8415): whoever asks is given the guest's configured address, and told what is [`Announced`].
 //!
-//! As in [DHCPv4](super::dhcp4) there is one address and nothing to remember. The first non-temporary association
+//! As in [DHCPv4](super::dhcp4) without a pool there is one address and nothing to remember. The first non-temporary association
 //! (IA_NA) of a message gets it; others, temporary addresses and prefixes are not to be had. Messages are read by walking
 //! options with checked lengths and written into a bounded buffer: nothing is allocated. (`dhcproto` would do it, but
 //! allocates per option and brings a random number generator into a crate that is to have none.)
 
 use core::net::{IpAddr, Ipv6Addr};
 
-use super::Reply;
-use crate::config::{Config, MacAddr, Net6};
+use super::{DNS_SERVERS_MAX, Reply};
+use crate::config::{Announced, Config, MacAddr, Net6};
 use crate::context::Context;
 use crate::counters::Counter;
 use crate::op::Op;
@@ -29,7 +29,7 @@ const DUID_BYTES_MAX: usize = 130;
 /// Associations of a message that are answered; and addresses of an association that are looked at.
 const ASSOCIATIONS_MAX: usize = 4;
 const ADDRESSES_MAX: usize = 4;
-/// Room for an answer: less than any IPv6 MTU.
+/// Room for an answer: with its headers less than any IPv6 MTU.
 const MESSAGE_BYTES_MAX: usize = 1_024;
 
 /// Message types (section 7.3).
@@ -46,7 +46,7 @@ mod message {
     pub(super) const INFORMATION_REQUEST: u8 = 11;
 }
 
-/// Option codes (section 21; RFC 3646).
+/// Option codes (section 21; RFC 3646, RFC 4704).
 mod option {
     pub(super) const CLIENT_ID: u16 = 1;
     pub(super) const SERVER_ID: u16 = 2;
@@ -55,8 +55,11 @@ mod option {
     pub(super) const ADDRESS: u16 = 5;
     pub(super) const STATUS: u16 = 13;
     pub(super) const RAPID_COMMIT: u16 = 14;
+    pub(super) const OPTION_REQUEST: u16 = 6;
     pub(super) const DNS: u16 = 23;
+    pub(super) const SEARCH: u16 = 24;
     pub(super) const IA_PD: u16 = 25;
+    pub(super) const FQDN: u16 = 39;
 }
 
 /// Status codes (section 21.13).
@@ -116,6 +119,7 @@ fn answer(
     if write(&mut writer, net, &server, &request, &answer).is_none() {
         return Counter::DhcpIgnored;
     }
+    write_announced(&mut writer, &ctx.config.announced, &request);
     let len = writer.len;
     let reply = Reply {
         to_mac: datagram.packet.source_mac,
@@ -183,7 +187,7 @@ fn decide(net: &Net6, request: &Request<'_>) -> Option<Answer> {
 
 /// Whether the client's addresses belong to this link; none if it names none (section 18.3.3).
 fn confirm(net: &Net6, request: &Request<'_>) -> Option<u16> {
-    let prefix = Prefix { address: net.gateway.into(), len: net.prefix };
+    let prefix = Prefix { address: net.guest.into(), len: net.prefix };
     let mut verdict = None;
     for address in associations(request.options).flat_map(|ia| ia.addresses()) {
         if !prefix.contains(IpAddr::V6(address)) {
@@ -219,10 +223,63 @@ fn write(
             w.option(option::IA_NA, |w| write_association(w, net, &association, index == 0))?;
         }
     }
-    if let Some(dns) = net.dns {
-        w.option(option::DNS, |w| w.put(&dns.octets()))?;
-    }
     Some(())
+}
+
+/// What the guest is told beside addresses, as far as there is room.
+fn write_announced(w: &mut Writer<'_>, announced: &Announced, request: &Request<'_>) {
+    let dns = || {
+        let servers = announced.dns.iter().filter_map(|dns| match dns {
+            IpAddr::V6(ip) => Some(ip.octets()),
+            IpAddr::V4(_) => None,
+        });
+        servers.take(DNS_SERVERS_MAX)
+    };
+    if dns().next().is_some() {
+        w.option_if_it_fits(option::DNS, |w| {
+            for server in dns() {
+                w.put(&server)?;
+            }
+            Some(())
+        });
+    }
+    if let Some(name) = announced.fqdn.as_ref().filter(|_| request.wants(option::FQDN)) {
+        w.option_if_it_fits(option::FQDN, |w| {
+            let asked = find(request.options, option::FQDN).and_then(|value| value.first());
+            let wants_update = asked.is_some_and(|flags| flags & fqdn::S != 0);
+            let overrides = if wants_update { fqdn::O } else { 0 };
+            w.put(&[fqdn::N | overrides])?;
+            w.put(name.wire())
+        });
+    }
+    if !announced.search.is_empty() {
+        w.option_if_it_fits(option::SEARCH, |w| {
+            for domain in &announced.search {
+                // The rest may be shorter.
+                let _ = w.put(domain.wire());
+            }
+            Some(())
+        });
+    }
+}
+
+/// Flags of a full name (RFC 4704, section 4.1).
+mod fqdn {
+    /// The server is to update DNS, or has.
+    pub(super) const S: u8 = 1;
+    /// The server does not do what the client asked for.
+    pub(super) const O: u8 = 2;
+    /// Nobody updates DNS on our side.
+    pub(super) const N: u8 = 4;
+}
+
+impl Request<'_> {
+    /// Whether the client sends an option, or asks for it.
+    fn wants(&self, code: u16) -> bool {
+        let asked = find(self.options, option::OPTION_REQUEST).unwrap_or_default();
+        find(self.options, code).is_some()
+            || asked.chunks_exact(2).any(|asked| asked == code.to_be_bytes())
+    }
 }
 
 /// The first association has the address. Any other address in it is no longer the client's: lifetime 0 (section
@@ -310,6 +367,14 @@ impl Writer<'_> {
         let len = (self.len - at - 2) as u16;
         self.bytes[at..at + 2].copy_from_slice(&len.to_be_bytes());
         Some(())
+    }
+
+    /// An option that is left out where there is no room.
+    fn option_if_it_fits(&mut self, code: u16, value: impl FnOnce(&mut Self) -> Option<()>) {
+        let start = self.len;
+        if self.option(code, value).is_none() {
+            self.len = start;
+        }
     }
 
     fn status(&mut self, code: u16) -> Option<()> {

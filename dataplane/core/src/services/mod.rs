@@ -15,6 +15,9 @@ use crate::packet::build::{self, HOP_LIMIT, IpHeader, UDP_BYTES};
 use crate::packet::offload::complete_checksum;
 use crate::packet::protocol;
 
+/// DNS servers that the guest is told of, per family and message; resolvers look at three.
+const DNS_SERVERS_MAX: usize = 8;
+
 /// Whether we are who has `ip` on the link, to `asker` (unspecified: one who probes whether it can take `ip`).
 fn answers_for(ctx: &Context<'_>, asker: IpAddr, ip: IpAddr) -> bool {
     if ctx.rules.view.is_taken(ip) {

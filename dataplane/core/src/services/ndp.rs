@@ -1,10 +1,11 @@
 //! Neighbour discovery (RFC 4861): our addresses are answered for, and the router advertises itself.
 //!
-//! - *Neighbour solicitations* for our addresses get an advertisement. One from the unspecified address is a probe
+//! - *Neighbour solicitations* for our addresses, and for everybody's but the guest's if so configured, get an
+//!   advertisement. One from the unspecified address is a probe
 //!   for a duplicate (RFC 4862, section 5.4): it is answered to all nodes if the address is ours, and otherwise left
 //!   alone, or the guest could not take any address.
 //! - *Router solicitations* get an advertisement at once: the prefix (with the autonomous flag where SLAAC is possible),
-//!   the MTU, our Ethernet address and the DNS address (RFC 8106). From then on it is repeated to all nodes, long
+//!   the MTU, our Ethernet address, DNS servers and search domains (RFC 8106). From then on it is repeated to all nodes, long
 //!   before it is forgotten: a host does not ask again when a router's lifetime ends.
 //! - What comes with a hop limit below 255 has passed a router and is dropped (RFC 4861, section 6.1).
 
@@ -16,13 +17,13 @@ use smoltcp::wire::{
     NdiscPrefixInformation, NdiscRepr, NdiscRouterFlags, RawHardwareAddress,
 };
 
-use crate::config::{MacAddr, Net6};
+use super::{DNS_SERVERS_MAX, answers_for};
+use crate::config::{Announced, MacAddr, Net6};
 use crate::context::Context;
 use crate::counters::Counter;
 use crate::op::{LeaseId, Offload, Op};
 use crate::packet::build::{HOP_LIMIT, IpHeader};
 use crate::packet::{Packet, protocol};
-use crate::services::answers_for;
 use crate::time::Instant;
 
 /// The hop limit that shows that a message was sent on this link.
@@ -35,9 +36,13 @@ const ROUTER_LIFETIME: Duration = Duration::from_secs(9_000);
 const ADVERTISEMENT_INTERVAL: core::time::Duration = core::time::Duration::from_secs(1_800);
 /// Prefix and DNS lifetimes: infinite, there is nothing to renumber to.
 const INFINITE: u32 = u32::MAX;
-/// Option type and length in units of 8 bytes, for one address (RFC 8106, section 5.1).
-const RDNSS: [u8; 2] = [25, 3];
-const RDNSS_BYTES: usize = 24;
+/// Option types (RFC 8106, sections 5.1 and 5.2).
+const RDNSS: u8 = 25;
+const DNSSL: u8 = 31;
+/// Type, length in units of 8 bytes, reserved, lifetime.
+const OPTION_HEADER_BYTES: usize = 8;
+/// Bytes of both: an advertisement fits into the least MTU of IPv6.
+const DNS_OPTIONS_BYTES_MAX: usize = 1_024;
 
 /// Router and neighbour messages, and multicast listener reports, which nobody here needs.
 pub(crate) fn is_ndp(packet: &Packet, bytes: &[u8]) -> bool {
@@ -154,10 +159,10 @@ fn advertise_neighbor(ctx: &mut Context<'_>, packet: &Packet, from: Ipv6Addr, ta
     if from.is_unspecified() {
         // RFC 4861, section 7.2.4: to all nodes, and not solicited.
         let advert = advert(router);
-        send(ctx, target, ALL_NODES, ALL_NODES_MAC, &advert, None);
+        send(ctx, target, ALL_NODES, ALL_NODES_MAC, &advert, &[]);
     } else {
         let advert = advert(router | NdiscNeighborFlags::SOLICITED);
-        send(ctx, target, from, packet.source_mac, &advert, None);
+        send(ctx, target, from, packet.source_mac, &advert, &[]);
     }
 }
 
@@ -176,31 +181,75 @@ fn advertise_router(ctx: &mut Context<'_>, net: &Net6, to: Ipv6Addr, mac: MacAdd
         } else {
             NdiscRouterFlags::empty()
         },
-        router_lifetime: ROUTER_LIFETIME,
+        // RFC 4861, section 4.2: 0 is no default router.
+        router_lifetime: if net.is_default_route { ROUTER_LIFETIME } else { Duration::ZERO },
         reachable_time: Duration::ZERO,
         retrans_time: Duration::ZERO,
         lladdr: Some(EthernetAddress(ctx.config.host_mac.0).into()),
-        mtu: Some(u32::from(ctx.config.mtu)),
+        mtu: ctx.config.announced.mtu.then_some(u32::from(ctx.config.mtu)),
         prefix_info: Some(NdiscPrefixInformation {
             prefix_len: net.prefix,
             flags,
             valid_lifetime: Duration::from_secs(u64::from(INFINITE)),
             preferred_lifetime: Duration::from_secs(u64::from(INFINITE)),
-            prefix: Ipv6Addr::from_bits(net.gateway.to_bits() & mask),
+            prefix: Ipv6Addr::from_bits(net.guest.to_bits() & mask),
         }),
     };
-    // A router advertises from its link-local address (RFC 4861, section 4.2).
-    send(ctx, ctx.config.host_mac.link_local(), to, mac, &advert, net.dns);
+    // A router advertises from a link-local address (RFC 4861, section 4.2).
+    let source = Some(net.gateway).filter(Ipv6Addr::is_unicast_link_local);
+    let source = source.unwrap_or(ctx.config.host_mac.link_local());
+    let mut options = [0; DNS_OPTIONS_BYTES_MAX];
+    let len = write_dns_options(&mut options, &ctx.config.announced);
+    send(ctx, source, to, mac, &advert, &options[..len]);
 }
 
-/// Sends a message, with an RDNSS option behind it if there is a `dns`.
+/// Writes DNS servers and search domains into zeroed bytes, as far as there is room; the bytes written.
+fn write_dns_options(bytes: &mut [u8; DNS_OPTIONS_BYTES_MAX], announced: &Announced) -> usize {
+    let servers = announced.dns.iter().filter_map(|dns| match dns {
+        IpAddr::V6(ip) => Some(ip.octets()),
+        IpAddr::V4(_) => None,
+    });
+    let mut values = 0;
+    for server in servers.take(DNS_SERVERS_MAX) {
+        let start = OPTION_HEADER_BYTES + values;
+        bytes[start..start + server.len()].copy_from_slice(&server);
+        values += server.len();
+    }
+    let servers_end = write_option_header(bytes, 0, RDNSS, values);
+    let mut values = 0;
+    for domain in &announced.search {
+        let start = servers_end + OPTION_HEADER_BYTES + values;
+        // One after the other; padding with zeros is allowed for.
+        if let Some(room) =
+            bytes[..DNS_OPTIONS_BYTES_MAX - 7].get_mut(start..start + domain.wire().len())
+        {
+            room.copy_from_slice(domain.wire());
+            values += room.len();
+        }
+    }
+    write_option_header(bytes, servers_end, DNSSL, values)
+}
+
+/// Completes an option whose values are written; none: there is no option. Where it ends.
+fn write_option_header(bytes: &mut [u8], start: usize, kind: u8, values: usize) -> usize {
+    if values == 0 {
+        return start;
+    }
+    let len = (OPTION_HEADER_BYTES + values).next_multiple_of(8);
+    bytes[start] = kind;
+    bytes[start + 1] = (len / 8) as u8;
+    bytes[start + 4..start + 8].copy_from_slice(&INFINITE.to_be_bytes());
+    start + len
+}
+
+/// Sends a message, with further options behind it.
 fn send(
     ctx: &mut Context<'_>,
     source: Ipv6Addr,
     destination: Ipv6Addr,
     destination_mac: MacAddr,
     message: &NdiscRepr<'_>,
-    dns: Option<Ipv6Addr>,
+    options: &[u8],
 ) {
     let ip = IpHeader {
         source_mac: ctx.config.host_mac,
@@ -212,19 +261,14 @@ fn send(
         hop_limit: HOP_LIMIT_ON_LINK,
     };
     let option_at = message.buffer_len();
-    let len = option_at + if dns.is_some() { RDNSS_BYTES } else { 0 };
+    let len = option_at + options.len();
     ctx.emit(ip.bytes() + len, Offload::default(), |frame| {
         ip.write(frame, len);
         let payload = &mut frame[ip.bytes()..];
         payload.fill(0);
         let mut icmp = Icmpv6Packet::new_unchecked(&mut payload[..option_at]);
         message.emit(&mut icmp);
-        if let Some(dns) = dns {
-            let option = &mut payload[option_at..];
-            option[0..2].copy_from_slice(&RDNSS);
-            option[4..8].copy_from_slice(&INFINITE.to_be_bytes());
-            option[8..24].copy_from_slice(&dns.octets());
-        }
+        payload[option_at..].copy_from_slice(options);
         payload[2..4].fill(0);
         let sum = ip.pseudo_header(len).bytes(payload).checksum();
         payload[2..4].copy_from_slice(&sum.to_be_bytes());

@@ -1,5 +1,7 @@
 //! The link's services as a guest sees them, read with parsers that are not ours.
 
+mod announced;
+
 use alloc::vec;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};

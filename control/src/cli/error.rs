@@ -87,6 +87,12 @@ pub(crate) enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// Something that is not ours is where a file of ours would go.
+    #[error("{} is there already, and not by usernet install: nothing was changed", .0.display())]
+    Foreign(PathBuf),
+    /// Nothing of ours is known of there.
+    #[error("nothing was installed in {} by usernet install", .0.display())]
+    NotInstalled(PathBuf),
     /// A signal came before the command was started.
     #[error("ended by signal {0}")]
     Interrupted(i32),
@@ -114,7 +120,9 @@ impl Error {
             Self::RuntimeDir { .. } => {
                 Some("name another one: USERNET_RUNTIME_DIR=/some/directory".into())
             }
+            Self::Foreign(_) => Some("move it away, or give another --dir".into()),
             Self::Usage(_)
+            | Self::NotInstalled(_)
             | Self::System { .. }
             | Self::Api { .. }
             | Self::WhichInstance(_)
@@ -140,6 +148,8 @@ impl Error {
             | Self::NameTaken(_)
             | Self::NoInstance(_)
             | Self::WhichInstance(_)
+            | Self::Foreign(_)
+            | Self::NotInstalled(_)
             | Self::InUse { .. } => not_started,
         })
     }

@@ -118,7 +118,7 @@ impl Launch<'_> {
 }
 
 /// The path of this executable. After an upgrade the file may be gone; the link still works.
-fn own_executable() -> PathBuf {
+pub(crate) fn own_executable() -> PathBuf {
     let link = PathBuf::from("/proc/self/exe");
     env::current_exe().ok().filter(|path| path.exists()).unwrap_or(link)
 }

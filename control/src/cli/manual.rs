@@ -22,7 +22,7 @@ pub(crate) struct CompletionsArgs {
     shell: Shell,
     /// Which of the two programs
     #[arg(long, value_name = "PROGRAM", default_value = "usernet")]
-    program: Program,
+    program: Documented,
 }
 
 const COMPLETION_EXAMPLES: &str = "\
@@ -33,14 +33,22 @@ Examples:
 
 /// The programs that have a command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Program {
+pub(super) enum Documented {
     /// The control CLI.
     Usernet,
     /// The daemon.
     Usernetd,
 }
 
-impl Program {
+impl Documented {
+    /// Its name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Usernet => "usernet",
+            Self::Usernetd => "usernetd",
+        }
+    }
+
     fn command(self) -> Command {
         match self {
             Self::Usernet => Cli::command(),
@@ -65,12 +73,16 @@ Examples:
 
 /// `usernet completions`.
 pub(crate) fn completions(args: &CompletionsArgs) -> Result<ExitCode, Error> {
-    let mut command = args.program.command();
-    let name = command.get_name().to_owned();
-    let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut command, name, &mut script);
+    let script = completion(args.program, args.shell);
     write_line(&String::from_utf8_lossy(&script));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The completions of a program for a shell.
+pub(super) fn completion(program: Documented, shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut program.command(), program.name(), &mut script);
+    script
 }
 
 /// `usernet man`.
@@ -85,6 +97,35 @@ pub(crate) fn man(args: &ManArgs) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A manual page.
+pub(super) struct Page {
+    /// As in `usernet-run.1`.
+    pub(super) file_name: String,
+    /// What `man` reads.
+    pub(super) text: Vec<u8>,
+}
+
+/// The pages of both programs and of all commands.
+pub(super) fn pages() -> io::Result<Vec<Page>> {
+    let mut pages = Vec::new();
+    for program in [Documented::Usernet, Documented::Usernetd] {
+        let mut command = program.command().disable_help_subcommand(true);
+        // Gives the commands their full names.
+        command.build();
+        render_all(&command, &mut pages)?;
+    }
+    Ok(pages)
+}
+
+fn render_all(command: &Command, pages: &mut Vec<Page>) -> io::Result<()> {
+    for subcommand in command.get_subcommands().filter(|s| !s.is_hide_set()) {
+        render_all(subcommand, pages)?;
+    }
+    let file_name = clap_mangen::Man::new(command.clone()).get_filename();
+    pages.push(Page { file_name, text: render(command.clone())? });
+    Ok(())
+}
+
 fn render(command: Command) -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
     clap_mangen::Man::new(command).render(&mut page)?;
@@ -93,8 +134,8 @@ fn render(command: Command) -> io::Result<Vec<u8>> {
 
 fn write_pages(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)?;
-    for program in [Program::Usernet, Program::Usernetd] {
-        clap_mangen::generate_to(program.command(), dir)?;
+    for page in pages()? {
+        fs::write(dir.join(page.file_name), page.text)?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! | `inspect` | `ls`, `status`, `flows`, `forward`: by the control sockets |
 //! | `doctor` | what is missing on this system |
 //! | `manual` | completions and manual pages |
+//! | `install` | the programs and all that belongs to them, in a directory |
 //! | `instance`, `runtime_dir`, `process` | what runs, written down and recognised |
 //! | `child`, `namespaces`, `userns`, `resolver` | making namespaces |
 //! | `command` | becoming the user's command |
@@ -22,6 +23,7 @@ mod doctor;
 mod error;
 mod exec;
 mod inspect;
+mod install;
 mod instance;
 mod launch;
 mod manual;
@@ -82,6 +84,7 @@ enum Subcommands {
     Doctor(doctor::DoctorArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
+    Install(install::InstallArgs),
 }
 
 /// The whole program. Under the name `usernetd`, or one that `usernetd` may have, it is that.
@@ -106,7 +109,8 @@ pub fn main() -> ExitCode {
         | Subcommands::Forward(_)
         | Subcommands::Doctor(_)
         | Subcommands::Completions(_)
-        | Subcommands::Man(_) => status::FAILURE,
+        | Subcommands::Man(_)
+        | Subcommands::Install(_) => status::FAILURE,
     };
     dispatch(&command).unwrap_or_else(|error| {
         tell(&error);
@@ -128,6 +132,7 @@ fn dispatch(command: &Subcommands) -> Result<ExitCode, Error> {
         Subcommands::Doctor(args) => doctor::doctor(args),
         Subcommands::Completions(args) => manual::completions(args),
         Subcommands::Man(args) => manual::man(args),
+        Subcommands::Install(args) => install::install(args),
     }
 }
 

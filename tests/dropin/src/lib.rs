@@ -7,7 +7,9 @@
 //!
 //! Namespaces, programs and traffic are those of [`usernet_lab`].
 
+pub mod containers;
 pub mod tool;
 
+pub use containers::Containers;
 pub use tool::{Kind, Tool};
 pub use usernet_lab;

@@ -71,7 +71,7 @@ impl Tool {
 }
 
 /// Where the distribution has put a program.
-fn installed(name: &str) -> Option<PathBuf> {
+pub(crate) fn installed(name: &str) -> Option<PathBuf> {
     let path = usernet_lab::lab::search_path();
     let candidates = path.split(':').map(|folder| Path::new(folder).join(name));
     candidates.into_iter().find(|path| path.exists())
@@ -121,12 +121,13 @@ fn must_fail(tool: Tool, why: &str, says: &str, body: fn(Tool)) {
 /// }
 /// ```
 ///
-/// With `reference_fails` the test for the original asserts that the body fails, by a panic that says this.
+/// `"slirp4netns" needs [ … ];` in front names what all of them need. With `reference_fails` the test for the original asserts that the body fails, by a panic that says this.
 #[macro_export]
 macro_rules! both_tools {
-    ($tool:literal; $(
+    ($tool:literal; $($functions:tt)+) => { $crate::both_tools! { $tool needs []; $($functions)+ } };
+    ($tool:literal needs $common:tt; $(
         $(#[$attribute:meta])*
-        fn $name:ident($argument:ident) needs [$($program:literal),*]
+        fn $name:ident($argument:ident) needs $needs:tt
         $(reference_fails($why:literal, says $says:literal))? $body:block
     )+) => {$(
         $(#[$attribute])*
@@ -141,7 +142,8 @@ macro_rules! both_tools {
                 let mut known = $crate::tool::Known::Same;
                 $(known = $crate::tool::Known::Fails { why: $why, says: $says };)?
                 let tool = $crate::Tool { name: $tool, kind };
-                $crate::tool::run(stringify!($name), tool, &[$($program),*], known, body);
+                let needs: [&[&str]; 2] = [&$common, &$needs];
+                $crate::tool::run(stringify!($name), tool, &needs.concat(), known, body);
             }
 
             #[test]

@@ -97,10 +97,20 @@ impl Lab {
     /// A host with `lo` and `wan0`.
     #[allow(clippy::new_without_default, reason = "it makes namespaces: not a value")]
     pub fn new() -> Self {
+        Self::hold("host", None)
+    }
+
+    /// The same, with all that its user needs to run containers: see [`crate::helper::machine`]. `root` is a folder
+    /// with another distribution, if its programs are to be used.
+    pub fn machine(root: Option<&Path>) -> Self {
+        Self::hold("machine", root)
+    }
+
+    fn hold(kind: &str, root: Option<&Path>) -> Self {
         let folder = Folder(make_folder());
         let dir = folder.0.clone();
         let mut hold = command(&dir.join("usernet-lab"));
-        hold.args(["host".as_ref(), dir.as_os_str()]);
+        hold.arg(kind).arg(&dir).args(root);
         let host = Namespace::hold(hold, &dir);
         let lab = Self { host, folder };
         lab.configure_host();

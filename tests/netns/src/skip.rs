@@ -6,6 +6,8 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
 
 /// Says that the test of this name is skipped.
 pub fn skip(name: &str, reason: &str) {
@@ -24,7 +26,7 @@ pub fn no_namespaces() -> Option<&'static str> {
     if tun.is_err() {
         return Some("/dev/net/tun cannot be opened");
     }
-    let made = std::process::Command::new("unshare").args(["--user", "--net", "true"]).output();
+    let made = Command::new("unshare").args(["--user", "--net", "true"]).output();
     let is_allowed = made.is_ok_and(|output| output.status.success());
     (!is_allowed).then_some("user namespaces are forbidden")
 }
@@ -49,13 +51,33 @@ pub fn has_program(name: &str) -> bool {
     path.split(':').any(|folder| Path::new(folder).join(name).exists())
 }
 
-/// The reason why a test that needs these programs cannot run.
+/// The reason why a test that needs these programs cannot run. `newuidmap` stands for containers as a whole.
 pub fn missing(programs: &[&str]) -> Option<String> {
     if let Some(reason) = no_namespaces() {
         return Some(reason.to_owned());
     }
-    let missing = programs.iter().find(|program| !has_program(program))?;
-    Some(format!("{missing} is not installed"))
+    if let Some(missing) = programs.iter().find(|program| !has_program(program)) {
+        return Some(format!("{missing} is not installed"));
+    }
+    programs.contains(&"newuidmap").then(no_containers)?.map(str::to_owned)
+}
+
+/// Why [`Lab::machine`](crate::Lab::machine) cannot be made here, or no container run in it, if so.
+pub fn no_containers() -> Option<&'static str> {
+    static REASON: OnceLock<Option<&'static str>> = OnceLock::new();
+    *REASON.get_or_init(|| {
+        let uid = nix::unistd::geteuid();
+        let lacks_ids = |file| crate::helper::machine::first_sub_id(file, uid.as_raw()).is_none();
+        if !uid.is_root() && ["/etc/subuid", "/etc/subgid"].into_iter().any(lacks_ids) {
+            return Some("the user has no 65536 subordinate ids in /etc/subuid and /etc/subgid");
+        }
+        // A container engine around us may have hidden parts of these; then they cannot be mounted anew.
+        let script = "mount -t proc proc /proc && mount -t sysfs sysfs /sys";
+        let unshare = ["--user", "--map-root-user", "--net", "--pid", "--mount", "--fork"];
+        let made = Command::new("unshare").args(unshare).args(["sh", "-c", script]).output();
+        let is_allowed = made.is_ok_and(|output| output.status.success());
+        (!is_allowed).then_some("/proc and /sys cannot be mounted in a user namespace")
+    })
 }
 
 /// Makes of each function two tests, one per backend:

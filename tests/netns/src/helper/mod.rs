@@ -3,16 +3,20 @@
 //! | command | what it does |
 //! |---|---|
 //! | `host DIR`, `guest RESOLV_CONF`, `router` | makes namespaces, says `ready`, holds them until its input ends |
+//! | `machine DIR [ROOT]` | a host with all that an ordinary user needs who runs containers: [`machine`] |
 //! | `enter PID admin\|user -- COMMAND` | becomes a command in the namespaces of a process |
+//! | `processes` | lists what runs in its user namespace and below |
 //! | `cable …` | a cable between two TAPs that loses, delays and reorders: [`cable`] |
 //! | `serve`, `get`, … | traffic: [`peers`] |
 //!
 //! It has one thread while it deals with namespaces.
 
 pub mod cable;
+pub mod machine;
 mod namespaces;
 pub use namespaces::TEST_USER;
 pub mod peers;
+mod remains;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -25,6 +29,10 @@ pub fn main(args: Vec<String>) -> ExitCode {
     let parts: Vec<&str> = args.iter().map(String::as_str).collect();
     let outcome = match parts.as_slice() {
         ["host", dir] => namespaces::hold_host(dir.as_ref()),
+        ["machine", dir] => machine::hold_machine(dir.as_ref(), None),
+        ["machine", dir, root] => machine::hold_machine(dir.as_ref(), Some(root.as_ref())),
+        ["processes"] => remains::list(),
+        ["map", pid] => machine::map(pid),
         ["guest", resolv_conf] => namespaces::hold_guest(resolv_conf.as_ref()),
         ["router"] => namespaces::hold_router(),
         ["enter", pid, rights, "--", command @ ..] => namespaces::enter(pid, rights, command),

@@ -17,7 +17,7 @@ use rustix::thread::{
     CapabilitySets, capabilities, configure_capability_in_ambient_set, set_capabilities,
 };
 
-use super::Outcome;
+use super::{Outcome, remains};
 
 /// Who the tests are when they are started as root: nobody's uid, in no file of the system.
 pub const TEST_USER: u32 = 61_234;
@@ -32,8 +32,9 @@ pub(super) fn hold_host(dir: &Path) -> Outcome {
     map_ids(uid, uid, gid, gid)?;
     private_mounts()?;
     overlay_etc(dir)?;
-    fs::write("/proc/sys/net/ipv4/ping_group_range", format!("{gid} {gid}"))?;
-    hold()
+    allow_ping(gid)?;
+    hold()?;
+    remains::end_all()
 }
 
 /// Makes and holds a guest in the host's user namespace: root there, and nobody outside.
@@ -63,7 +64,7 @@ pub(super) fn hold_router() -> Outcome {
 pub(super) fn enter(pid: &str, rights: &str, command: &[&str]) -> Outcome {
     become_ordinary()?;
     let open = |name: &str| fs::File::open(format!("/proc/{pid}/ns/{name}"));
-    let (user, net, mnt) = (open("user")?, open("net")?, open("mnt")?);
+    let (user, net, mnt, cgroup) = (open("user")?, open("net")?, open("mnt")?, open("cgroup")?);
     let cwd = std::env::current_dir()?;
     let own = fs::metadata("/proc/self/ns/user")?;
     let theirs = user.metadata()?;
@@ -71,6 +72,8 @@ pub(super) fn enter(pid: &str, rights: &str, command: &[&str]) -> Outcome {
         setns(user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
     }
     setns(net.as_fd(), CloneFlags::CLONE_NEWNET)?;
+    // Only a machine has its own; elsewhere it is the system's, which we may not enter and are in already.
+    let _: nix::Result<()> = setns(cgroup.as_fd(), CloneFlags::CLONE_NEWCGROUP);
     setns(mnt.as_fd(), CloneFlags::CLONE_NEWNS)?;
     std::env::set_current_dir(cwd)?;
     if rights == "admin" {
@@ -82,7 +85,7 @@ pub(super) fn enter(pid: &str, rights: &str, command: &[&str]) -> Outcome {
 }
 
 /// Root becomes [`TEST_USER`]. Others stay who they are.
-fn become_ordinary() -> Outcome {
+pub(super) fn become_ordinary() -> Outcome {
     if !geteuid().is_root() || !is_initial_user_namespace()? {
         return Ok(());
     }
@@ -95,9 +98,14 @@ fn become_ordinary() -> Outcome {
     Ok(())
 }
 
-fn is_initial_user_namespace() -> std::io::Result<bool> {
+pub(super) fn is_initial_user_namespace() -> std::io::Result<bool> {
     let map = fs::read_to_string("/proc/self/uid_map")?;
     Ok(map.split_whitespace().eq(["0", "0", "4294967295"]))
+}
+
+/// The user's own programs may ping.
+pub(super) fn allow_ping(gid: Gid) -> std::io::Result<()> {
+    fs::write("/proc/sys/net/ipv4/ping_group_range", format!("{gid} {gid}"))
 }
 
 fn map_ids(uid: Uid, parent_uid: Uid, gid: Gid, parent_gid: Gid) -> Outcome {
@@ -108,11 +116,11 @@ fn map_ids(uid: Uid, parent_uid: Uid, gid: Gid, parent_gid: Gid) -> Outcome {
     Ok(())
 }
 
-fn private_mounts() -> nix::Result<()> {
+pub(super) fn private_mounts() -> nix::Result<()> {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
 }
 
-fn overlay_etc(dir: &Path) -> Outcome {
+pub(super) fn overlay_etc(dir: &Path) -> Outcome {
     let layers = dir.join("etc");
     fs::create_dir_all(&layers)?;
     mount(Some("tmpfs"), &layers, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
@@ -140,7 +148,7 @@ fn keep_capabilities() -> Outcome {
 }
 
 /// Says that the namespaces are there, and keeps them until standard input ends.
-fn hold() -> Outcome {
+pub(super) fn hold() -> Outcome {
     prctl::set_dumpable(true)?;
     println!("ready");
     std::io::stdout().flush()?;

@@ -55,8 +55,8 @@ pub(crate) struct Facts {
     pub(crate) tap: String,
     /// What the shard was started with.
     pub(crate) config: Config,
-    /// Which loopback services the guest reaches.
-    pub(crate) host_loopback: HostLoopback,
+    /// What of the host the guest reaches.
+    pub(crate) access: Access,
     /// What did not work out.
     pub(crate) warnings: Vec<String>,
     /// When the network was there.
@@ -209,13 +209,8 @@ impl Control {
         forwards: Vec<usernet_core::rules::Forward>,
         resolvers: &[std::net::SocketAddr],
     ) -> Arc<Rules> {
-        let Facts { config, host_loopback, .. } = &self.facts;
-        Rules::new(
-            config,
-            &Access::new(config, host_loopback.clone()),
-            forwards,
-            resolvers.to_vec(),
-        )
+        let Facts { config, access, .. } = &self.facts;
+        Rules::new(config, access, forwards, resolvers.to_vec())
     }
 
     fn answer(&mut self, call: Call) -> Outcome {
@@ -259,7 +254,7 @@ impl Control {
 
     fn status(&self) -> Result<Status, ApiError> {
         let now = self.handle.status()?;
-        let Facts { netns, tap, config, host_loopback, warnings, ready } = &self.facts;
+        let Facts { netns, tap, config, access, warnings, ready } = &self.facts;
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         Ok(Status {
             usernetd: env!("CARGO_PKG_VERSION").to_owned(),
@@ -272,7 +267,7 @@ impl Control {
             ipv4: network4(config),
             ipv6: network6(config),
             resolvers: self.resolvers.clone(),
-            host_loopback: loopback_name(host_loopback),
+            host_loopback: loopback_name(&access.host_loopback),
             forwards: u32::try_from(self.forwards.entries().len()).unwrap_or(u32::MAX),
             usage: Usage {
                 tcp_flows: count(now.tcp_flows),

@@ -32,8 +32,7 @@ use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use usernet_core::config::{Announced, Limits, Protocols};
-use usernet_core::rules::Access;
+use usernet_core::config::Limits;
 use usernet_core::{Config, Rules};
 use usernet_driver::namespace::{self, AttachError, Attached, Request, Target};
 use usernet_driver::{DriverError, Ended, Handle, InstallError, Runtime, Setup};
@@ -220,10 +219,8 @@ fn prepare(
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
-    let loopback = plan.host_loopback.clone();
     // The forwards come with their listeners, as soon as the data path runs.
-    let rules =
-        Rules::new(&config, &Access::new(&config, loopback.clone()), Vec::new(), resolvers.clone());
+    let rules = Rules::new(&config, &plan.access, Vec::new(), resolvers.clone());
     let setup = Setup {
         backend: plan.backend,
         config: config.clone(),
@@ -240,7 +237,7 @@ fn prepare(
         netns: named(&namespace.target),
         tap: namespace.tap_name.clone(),
         config,
-        host_loopback: loopback,
+        access: plan.access.clone(),
         warnings,
         ready: Instant::now(),
     };
@@ -335,10 +332,10 @@ fn config(plan: &Plan) -> Result<Config, DaemonError> {
         mtu: plan.mtu.unwrap_or_else(|| namespace::egress_mtu().clamp(MTU_MIN, MTU_MAX)),
         net4: plan.net4,
         net6: plan.net6,
-        further: Vec::new(),
+        further: plan.further.clone(),
         services: plan.services,
-        announced: Announced::of_networks(plan.net4, plan.net6),
-        protocols: Protocols::all(),
+        announced: plan.announced.clone(),
+        protocols: plan.protocols,
         limits: Limits::default(),
         timeouts: plan.timeouts,
         seed: u64::from_ne_bytes(seed),

@@ -10,8 +10,8 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
 use tracing::Level;
-use usernet_core::config::{MacAddr, Services, Timeouts};
-use usernet_core::rules::HostLoopback;
+use usernet_core::config::{Announced, MacAddr, Protocols, Services, Timeouts};
+use usernet_core::rules::{Access, HostLoopback};
 use usernet_driver::namespace::Target;
 use usernet_driver::{BackendChoice, Outbound};
 
@@ -202,8 +202,11 @@ impl Options {
             guest_mac: self.mac.unwrap_or(stable_mac(net4.guest)),
             net4: Some(net4),
             net6,
+            further: Vec::new(),
             services: Services::all(),
-            host_loopback: self.host_loopback,
+            announced: Announced::of_networks(Some(net4), net6),
+            protocols: Protocols::all(),
+            access: Access::of_networks(Some(net4), net6, self.host_loopback),
             resolvers: match self.dns {
                 none if none.is_empty() => Resolvers::OfHost,
                 these => Resolvers::These(these),

@@ -7,12 +7,12 @@
 //! A plan is data. Descriptors are the numbers that the caller gave; they are claimed first of all when the
 //! plan is run, so nothing that a grammar opens while it makes one may still be open then.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use usernet_core::config::{MacAddr, Net4, Net6, Services, Timeouts};
-use usernet_core::rules::HostLoopback;
+use usernet_core::config::{Announced, MacAddr, Net4, Net6, Protocols, Services, Timeouts};
+use usernet_core::rules::Access;
 use usernet_driver::namespace::Target;
 use usernet_driver::{BackendChoice, Outbound};
 
@@ -39,10 +39,16 @@ pub struct Plan {
     pub net4: Option<Net4>,
     /// IPv6 on the link; none: no IPv6.
     pub net6: Option<Net6>,
+    /// Further addresses of the guest, beside those of its networks.
+    pub further: Vec<IpAddr>,
     /// Which configuration protocols are answered.
     pub services: Services,
-    /// Which of the host's loopback services the gateway addresses reach.
-    pub host_loopback: HostLoopback,
+    /// What they tell the guest, beside its addresses.
+    pub announced: Announced,
+    /// What is translated.
+    pub protocols: Protocols,
+    /// What of the host the guest reaches, and by which addresses.
+    pub access: Access,
     /// Who resolves the guest's names.
     pub resolvers: Resolvers,
     /// Host ports that lead to the guest.

@@ -22,7 +22,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::config::Config;
+use crate::config::{Config, Net4, Net6};
 use crate::op::ForwardId;
 
 /// The transport protocols that have ports.
@@ -121,7 +121,15 @@ pub struct Access {
 impl Access {
     /// That of a guest in a network of its own: the host's loopback by the gateways, resolvers by the DNS addresses.
     pub fn new(config: &Config, host_loopback: HostLoopback) -> Self {
-        let (net4, net6) = (config.net4, config.net6);
+        Self::of_networks(config.net4, config.net6, host_loopback)
+    }
+
+    /// The same, where there is no configuration yet.
+    pub fn of_networks(
+        net4: Option<Net4>,
+        net6: Option<Net6>,
+        host_loopback: HostLoopback,
+    ) -> Self {
         let gateways = [net4.map(|n| n.gateway.into()), net6.map(|n| n.gateway.into())];
         let dns4 = net4.and_then(|n| n.dns).map(IpAddr::V4);
         let dns6 = net6.and_then(|n| n.dns).map(IpAddr::V6);

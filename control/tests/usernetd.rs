@@ -345,17 +345,31 @@ fn a_busy_port_is_named_with_its_holder_and_the_namespace_is_left_as_it_was() {
     }
 }
 
+/// `usernetd LINE` on a fresh namespace, in user and mount namespaces of its own in which `before` was run first.
+fn usernetd_after(account: &Account, before: &str, line: &str) -> Command {
+    let netns = account.home.join("netns");
+    fs::write(&netns, "").unwrap();
+    chown(&netns, Some(account.uid.as_raw()), None).unwrap();
+    let netns = netns.display();
+    let script =
+        format!("{before} && unshare --net={netns} true && exec \"$0\" --netns {netns} {line}");
+    let mut command = account.program("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]).arg(usernetd());
+    command
+}
+
 #[test]
 fn a_port_for_root_only_is_told_with_the_sysctl() {
     let account = Account::ordinary();
-    let start = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
-    if start.trim().parse::<u16>().unwrap() <= 79 {
-        return;
-    }
-    let guest = Guest::new(&account);
+    // A host of our own: in a fresh network namespace ports below 1024 are root's, whatever they are here. Root
+    // there is not who runs the daemon, because that is in a user namespace below it.
+    let daemon = usernetd_after(&account, "true", "-f 79:79");
+    let mut command = account.program("unshare");
+    command.args(["--user", "--map-root-user", "--net"]);
+    command.arg(daemon.get_program()).args(daemon.get_args());
     let words =
         ["port 79/tcp is reserved for root", "sysctl -w net.ipv4.ip_unprivileged_port_start=79"];
-    assert_refused(&mut guest.usernetd("-f 79:79"), 1, &words);
+    assert_refused(&mut command, 1, &words);
 }
 
 #[test]
@@ -499,29 +513,33 @@ fn requests_that_are_none_do_not_hurt_it() {
     assert!(is_alive(daemon.process.pid()));
 }
 
+/// The status as the user of the account is told it.
+fn status_as(account: &Account, socket: &Path) -> Value {
+    let mut socat = account.program("socat");
+    socat.args(["-t", "5", "-"]).arg(format!("UNIX-CONNECT:{}", socket.display()));
+    let mut child = socat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let request = b"{\"version\":1,\"method\":\"status\"}\n";
+    child.stdin.take().unwrap().write_all(request).unwrap();
+    let answer = child.wait_with_output().unwrap().stdout;
+    let mut answer: Value = serde_json::from_slice(&answer).unwrap();
+    assert!(answer["error"].is_null(), "{answer}");
+    answer["result"].take()
+}
+
 #[test]
 fn a_change_of_resolv_conf_is_followed() {
-    let account = Account::own();
-    if !account.uid.is_root() {
-        // The daemon needs a mount namespace of its own beside the guest's user namespace.
-        return;
+    for account in Account::each() {
+        let (file, socket) = (account.home.join("resolv.conf"), account.home.join("s"));
+        fs::write(&file, "nameserver 192.0.2.1\n").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        let replace = format!("mount --bind {} /etc/resolv.conf", file.display());
+        let line = format!("--api-socket {}", socket.display());
+        let daemon = Daemon::start(usernetd_after(&account, &replace, &line), socket);
+        // Root of this test is nobody in the daemon's user namespace.
+        let resolvers = || status_as(&account, &daemon.socket)["resolvers"].take();
+        assert_eq!(resolvers(), serde_json::json!(["192.0.2.1:53"]));
+        fs::write(&file, "nameserver 192.0.2.2\nnameserver 192.0.2.3\n").unwrap();
+        let expected = serde_json::json!(["192.0.2.2:53", "192.0.2.3:53"]);
+        eventually("the new resolvers are in force", || resolvers() == expected);
     }
-    let guest = Guest::new(&account);
-    let (file, socket) = (account.home.join("resolv.conf"), account.home.join("s"));
-    fs::write(&file, "nameserver 192.0.2.1\n").unwrap();
-    chown(&file, Some(0), Some(0)).unwrap();
-    let script = format!(
-        "mount --bind {} /etc/resolv.conf && exec \"$0\" --netns {} --api-socket {}",
-        file.display(),
-        guest.pid(),
-        socket.display()
-    );
-    let mut command = account.program("unshare");
-    command.args(["--mount", "sh", "-c", &script]).arg(usernetd());
-    let daemon = Daemon::start(command, socket);
-    let resolvers = || daemon.client().status().unwrap().resolvers;
-    assert_eq!(resolvers(), ["192.0.2.1:53".parse().unwrap()]);
-    fs::write(&file, "nameserver 192.0.2.2\nnameserver 192.0.2.3\n").unwrap();
-    let expected = ["192.0.2.2:53".parse().unwrap(), "192.0.2.3:53".parse().unwrap()];
-    eventually("the new resolvers are in force", || resolvers() == expected);
 }

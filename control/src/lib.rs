@@ -27,6 +27,7 @@ pub mod spec;
 
 mod announcement;
 mod control;
+mod getopt;
 mod host;
 mod inherited;
 mod logging;

@@ -1,9 +1,11 @@
 //! What is simulated: kinds of traffic, each with its parameters drawn at random.
 
+mod access;
 mod conversations;
 mod missions;
 
 use std::collections::VecDeque;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use usernet_core::config::{Config, Limits};
@@ -144,11 +146,17 @@ impl Weather {
 /// First port of forwards, on both sides.
 const FORWARDED: u16 = 8000;
 
+/// What DHCP leases in some runs, as slirp4netns does.
+const POOL4: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(10, 0, 2, 15), Ipv4Addr::new(10, 0, 2, 30));
+
 /// Lays out a run.
 pub fn build(scenario: Scenario, mut choices: Choices, is_traced: bool) -> World {
     let weather = Weather::draw(&mut choices);
-    let config = draw_config(&mut choices, &weather);
-    let access = Access::new(&config, HostLoopback::All);
+    let mut config = draw_config(&mut choices, &weather);
+    let access = access::draw(&mut choices, &mut config);
+    if scenario == Scenario::Dhcp && choices.chance(500) {
+        config.announced.pool4 = Some(POOL4);
+    }
     let plans = conversations::draw(&mut choices, scenario, &config, &access);
     let letters = missions::draw(&mut choices, scenario, &config, &access, &weather);
     let conversations: Vec<_> =

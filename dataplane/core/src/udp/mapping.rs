@@ -1,6 +1,6 @@
 //! Mappings: a guest's (address, port) and the host socket that stands for it.
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
 use super::{Incoming, seen_by_guest};
@@ -24,6 +24,8 @@ const UNPRIVILEGED: u16 = 1024;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     guest: SocketAddr,
+    /// What the guest calls the address that it leads to, if it calls it by another name.
+    alias: Option<IpAddr>,
     /// Whether it leads to the host's loopback.
     is_loopback: bool,
 }
@@ -84,15 +86,17 @@ impl Mappings {
         }
     }
 
-    /// The socket by which `len` bytes from the guest's end go to `to`.
+    /// The socket by which `len` bytes from the guest's end go to what it calls `called`, and is `to`.
     pub(super) fn socket_for(
         &mut self,
         ctx: &mut Context<'_>,
         guest: SocketAddr,
+        called: SocketAddr,
         to: SocketAddr,
         len: u32,
     ) -> Opened {
-        let key = Key { guest, is_loopback: to.ip().is_loopback() };
+        let alias = (called.ip() != to.ip()).then_some(called.ip());
+        let key = Key { guest, alias, is_loopback: to.ip().is_loopback() };
         let Some(at) = self.table.find(&key).or_else(|| self.open(ctx, key, to)) else {
             return Opened::TableFull;
         };
@@ -108,9 +112,15 @@ impl Mappings {
         Opened::Socket(socket)
     }
 
-    /// The guest's end of a mapping, and where it sent to last.
-    pub(super) fn ends(&self, at: u32) -> Option<(SocketAddr, SocketAddr)> {
-        self.table.get(at).map(|(key, mapping)| (key.guest, mapping.last_to))
+    /// The guest's end of a mapping, and a peer of it as the guest sees it.
+    pub(super) fn ends(
+        &self,
+        ctx: &Context<'_>,
+        at: u32,
+        peer: SocketAddr,
+    ) -> Option<(SocketAddr, SocketAddr)> {
+        let (key, mapping) = self.table.get(at)?;
+        Some((key.guest, shown(ctx, key, mapping, peer)?))
     }
 
     pub(super) fn on_opened(&mut self, at: u32, local: SocketAddr) {
@@ -128,8 +138,8 @@ impl Mappings {
         };
         let guest = key.guest;
         let is_from_loopback = datagram.from.ip().to_canonical().is_loopback();
-        let from = seen_by_guest(ctx, datagram.from, guest)
-            .filter(|_| is_from_loopback == key.is_loopback);
+        let from =
+            shown(ctx, key, mapping, datagram.from).filter(|_| is_from_loopback == key.is_loopback);
         let Some(from) = from else { return ctx.drop_frame(lease, Counter::UdpFiltered) };
         mapping.last_used = ctx.now;
         if let Some(len) = datagram.write(ctx, from, guest) {
@@ -148,8 +158,8 @@ impl Mappings {
         mapping.state = State::Failed(error);
         mapping.last_used = ctx.now;
         self.timers.set(at, ctx.now + FAILED);
-        let (from, last_to) = (key.guest, mapping.last_to);
-        let Some(to) = seen_by_guest(ctx, last_to, from) else { return };
+        let from = key.guest;
+        let Some(to) = shown(ctx, key, mapping, mapping.last_to) else { return };
         let about = Undelivered { from, to, tos: 0, hop_limit: 1, payload: &[], payload_len: 0 };
         tell_undelivered(ctx, &about, error, None);
     }
@@ -248,6 +258,16 @@ impl Mapping {
             State::Opening(_) | State::Open(..) => config.timeouts.udp_idle,
         };
         self.last_used + idle
+    }
+}
+
+/// A peer of a mapping as the guest sees it: by the name that the guest calls it, if it is what the guest spoke to.
+fn shown(ctx: &Context<'_>, key: &Key, mapping: &Mapping, peer: SocketAddr) -> Option<SocketAddr> {
+    let ip = peer.ip().to_canonical();
+    let is_called = ip == mapping.last_to.ip() || ip.is_loopback() && key.is_loopback;
+    match key.alias {
+        Some(alias) if is_called => Some(SocketAddr::new(alias, peer.port())),
+        Some(_) | None => seen_by_guest(ctx, peer, key.guest),
     }
 }
 

@@ -5,7 +5,9 @@
 //! A *mapping* is one of the guest's (address, port) pairs and a host socket of its own, through which everything from
 //! that port leaves wherever it goes, and anybody may answer: endpoint-independent mapping and filtering (RFC 4787,
 //! REQ-1 and REQ-8), with the port preserved where it is free. What goes to the host's loopback has a mapping of
-//! its own, because its socket is bound there: only the loopback gets in by it, and never by any other.
+//! its own, because its socket is bound there: only the loopback gets in by it, and never by any other. So does what
+//! goes to an address that the guest calls by another name ([`Access`](crate::rules::Access)), so that the answer
+//! comes from that name.
 //! A mapping ends when it was idle for [`Timeouts::udp_idle`](crate::config::Timeouts) (REQ-5); one that spoke to
 //! port 53 alone after `dns_idle`. Traffic in either direction keeps it (REQ-6).
 //!
@@ -125,8 +127,8 @@ impl Udp {
                 self.mappings.on_datagram(ctx, mapping, datagram);
             }
             Input::DatagramError { to, error, offender, payload, .. } => {
-                let Some((guest, _)) = self.mappings.ends(mapping) else { return };
-                on_error(ctx, guest, to, error, offender, payload);
+                let ends = self.mappings.ends(ctx, mapping, to);
+                on_error(ctx, ends, error, offender, payload);
             }
             Input::Failed { error, .. } => self.mappings.on_failed(ctx, mapping, error),
             Input::Frame { .. }
@@ -157,8 +159,9 @@ impl Udp {
                 self.peers.on_datagram(ctx, listener, datagram);
             }
             Input::DatagramError { to, error, offender, payload, .. } => {
-                let Some(guest) = forward::guest_end(ctx, listener, to) else { return };
-                on_error(ctx, guest, to, error, offender, payload);
+                let ends = forward::guest_end(ctx, listener, to)
+                    .and_then(|guest| Some((guest, seen_by_guest(ctx, to, guest)?)));
+                on_error(ctx, ends, error, offender, payload);
             }
             Input::Opened { .. }
             | Input::Failed { .. }
@@ -235,7 +238,7 @@ impl Udp {
         let Some(hop_limit) = hop_limit_towards(to.ip(), out.packet) else {
             return out.refuse(ctx, HostError::TimeExceeded, Counter::DropTimeExceeded);
         };
-        match self.mappings.socket_for(ctx, out.from, to, out.payload.len) {
+        match self.mappings.socket_for(ctx, out.from, out.to, to, out.payload.len) {
             Opened::Socket(socket) => out.send(ctx, socket, to, hop_limit),
             Opened::Failed(error) => out.refuse(ctx, error, Counter::UdpNoSocket),
             Opened::TableFull => {
@@ -316,11 +319,10 @@ fn hop_limit_towards(to: IpAddr, packet: &Packet) -> Option<u8> {
     }
 }
 
-/// A datagram of the guest's did not arrive.
+/// A datagram of the guest's did not arrive. `ends`: the guest's, and the other as the guest sees it.
 fn on_error(
     ctx: &mut Context<'_>,
-    guest: SocketAddr,
-    to: SocketAddr,
+    ends: Option<(SocketAddr, SocketAddr)>,
     error: HostError,
     offender: Option<IpAddr>,
     payload: &[u8],
@@ -340,7 +342,7 @@ fn on_error(
         | HostError::Icmp { .. }
         | HostError::Unsupported => {}
     }
-    let Some(to) = seen_by_guest(ctx, to, guest) else { return };
+    let Some((guest, to)) = ends else { return };
     let offender = offender
         .and_then(|ip| ctx.rules.view.as_seen_by_guest(ip))
         .filter(|ip| ip.is_ipv4() == guest.is_ipv4());

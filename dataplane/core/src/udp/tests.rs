@@ -8,7 +8,7 @@ use core::time::Duration;
 use crate::config::Config;
 use crate::counters::Counter;
 use crate::op::{Checksum, DatagramKind, ForwardId, Gso, HostError, Input, Offload, Op, SocketId};
-use crate::rules::{Access, Forward, HostLoopback, Protocol, Rules};
+use crate::rules::{Access, Forward, HostAddress, HostLoopback, Protocol, Rules};
 use crate::testing::{World, at, fragment_frame, udp_frame, udp_segment};
 
 const GUEST: &str = "10.0.2.100:40000";
@@ -282,4 +282,38 @@ fn idle_clients_of_forwards_are_forgotten_and_the_idlest_makes_room() {
     world.pass(Duration::from_secs(121));
     assert_eq!(world.shard.flows().count(), 0);
     assert_eq!(world.shard.next_deadline(), None);
+}
+
+#[test]
+fn an_answer_comes_from_the_name_by_which_the_guest_called() {
+    let config = Config::example();
+    let [first, second] = ["169.254.1.3", "169.254.1.4"].map(|ip| ip.parse().expect("an address"));
+    let (host, named) = (at("192.0.2.7:0").ip(), at("169.254.1.2:0").ip());
+    let access = Access {
+        loopback_via: vec![first, second],
+        host_via: vec![HostAddress { via: named, address: host }],
+        ..Access::new(&config, HostLoopback::All)
+    };
+    let mut world = World::with(config.clone(), Rules::new(&config, &access, vec![], vec![]));
+    for (called, is, by_others) in [
+        ("169.254.1.3:5353", "127.0.0.1:5353", None),
+        ("169.254.1.4:5353", "127.0.0.1:5353", None),
+        ("169.254.1.2:5000", REMOTE, Some("198.51.100.1:77")),
+        (REMOTE, REMOTE, Some("198.51.100.1:77")),
+    ] {
+        let (socket, _, _, loopback) = opened(&send(&mut world, GUEST, called, b"x"));
+        assert_eq!(loopback, by_others.is_none());
+        assert_eq!(sent(&mut world).1, at(is));
+        world.datagram(socket, at(is), b"y", 0);
+        assert_eq!(world.next_written().datagram().from, at(called));
+        if let Some(other) = by_others {
+            world.datagram(socket, at(other), b"z", 0);
+            assert_eq!(world.next_written().datagram().from, at(other));
+        }
+        let error = HostError::Refused;
+        let to = at(is);
+        world.input(Input::DatagramError { socket, to, error, offender: None, payload: &[] });
+        let (from, ..) = world.next_written().icmp_error();
+        assert_eq!(from, at(called).ip());
+    }
 }

@@ -170,7 +170,11 @@ impl App {
         let socket = sockets.get_mut::<dhcpv4::Socket<'_>>(self.handle);
         let Some(dhcpv4::Event::Configured(lease)) = socket.poll() else { return false };
         let net = env.config.net4.expect("DHCP answers only where there is IPv4");
-        assert_eq!(lease.address.address(), net.guest, "DHCP gives the guest its own address");
+        let address = lease.address.address();
+        match env.config.announced.pool4 {
+            Some((first, last)) => assert!(first <= address && address <= last, "{address} leased"),
+            None => assert_eq!(address, net.guest, "DHCP gives the guest its own address"),
+        }
         assert_eq!(lease.address.prefix_len(), net.prefix);
         assert_eq!(lease.router, Some(net.gateway));
         interface.update_ip_addrs(|a| a.push(IpCidr::Ipv4(lease.address)).expect("room"));

@@ -164,6 +164,10 @@ fn configure(interface: &mut Interface, config: &usernet_core::Config, has_dhcp:
             let link_local = config.guest_mac.link_local();
             addresses.push(IpCidr::new(link_local.into(), 64)).expect("room");
         }
+        for &ip in &config.further {
+            let prefix = if ip.is_ipv4() { 24 } else { 64 };
+            addresses.push(IpCidr::new(ip.into(), prefix)).expect("room");
+        }
     });
     if let Some(net) = net4.filter(|_| !has_dhcp) {
         interface.routes_mut().add_default_ipv4_route(net.gateway).expect("room");

@@ -33,11 +33,16 @@ pub(super) fn draw(
         | Scenario::Idle
         | Scenario::Mixed => choices.between(1, 4),
     };
-    let view = View::new(config, access);
-    (0..count as u16).map(|i| plan(choices, scenario, config, &view, i)).collect()
+    (0..count as u16).map(|i| plan(choices, scenario, config, access, i)).collect()
 }
 
-fn plan(choices: &mut Choices, scenario: Scenario, config: &Config, view: &View, i: u16) -> Plan {
+fn plan(
+    choices: &mut Choices,
+    scenario: Scenario,
+    config: &Config,
+    access: &Access,
+    i: u16,
+) -> Plan {
     let scenario = match scenario {
         Scenario::Mixed => choices.pick(&[
             Scenario::BulkUp,
@@ -55,7 +60,7 @@ fn plan(choices: &mut Choices, scenario: Scenario, config: &Config, view: &View,
         _ => choices.chance(600),
     };
     let is_v4 = config.net6.is_none() || choices.chance(500);
-    let (guest, remote, peer) = addresses(choices, (config, view), is_outbound, is_v4, i);
+    let (guest, remote, peer) = addresses(choices, (config, access), is_outbound, is_v4, i);
     let mut plan = Plan {
         is_outbound,
         start: choices.duration(Duration::from_millis(200)),
@@ -76,23 +81,22 @@ fn plan(choices: &mut Choices, scenario: Scenario, config: &Config, view: &View,
 /// Guest's end, remote end as the guest sees it, and as the host sees it.
 fn addresses(
     choices: &mut Choices,
-    (config, view): (&Config, &View),
+    (config, access): (&Config, &Access),
     is_outbound: bool,
     is_v4: bool,
     i: u16,
 ) -> (SocketAddr, SocketAddr, SocketAddr) {
-    let guest: IpAddr = match (config.net4, config.net6) {
-        (Some(net), _) if is_v4 => net.guest.into(),
-        (_, Some(net)) => net.guest.into(),
-        (_, None) => unreachable!("a family is configured"),
+    let far: IpAddr = if is_v4 {
+        Ipv4Addr::new(198, 51, 100, (i % 250) as u8 + 1).into()
+    } else {
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, i + 1).into()
     };
-    let host: IpAddr = match (is_v4, choices.chance(250)) {
-        (true, true) => Ipv4Addr::LOCALHOST.into(),
-        (false, true) => Ipv6Addr::LOCALHOST.into(),
-        (true, false) => Ipv4Addr::new(198, 51, 100, (i % 250) as u8 + 1).into(),
-        (false, false) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, i + 1).into(),
-    };
-    let seen = view.as_seen_by_guest(host).expect("a family that is configured");
+    let guest = config.guest_like(far).expect("a family that is configured");
+    let others = config.further.iter().copied().filter(|ip| is_outbound && ip.is_ipv4() == is_v4);
+    let guest = choices.pick(&std::iter::once(guest).chain(others).collect::<Vec<_>>());
+    let access::Place { host, called } = access::place(choices, access, far);
+    let seen = View::new(config, access).as_seen_by_guest(host);
+    let seen = if is_outbound { called } else { seen.expect("a family that is configured") };
     let (guest_port, port) =
         if is_outbound { (40_000 + i, 2_000 + i) } else { (FORWARDED + i, 50_000 + i) };
     (SocketAddr::new(guest, guest_port), SocketAddr::new(seen, port), SocketAddr::new(host, port))

@@ -24,25 +24,24 @@ pub(super) fn draw(
     weather: &Weather,
 ) -> Letters {
     let mut all = Letters::default();
-    let view = &View::new(config, access);
     match scenario {
-        Scenario::Udp => correspond(choices, (config, view), &mut all, 4, false),
+        Scenario::Udp => correspond(choices, (config, access), &mut all, 4, false),
         Scenario::Fragments if weather.is_short_of_leases => {
-            correspond(choices, (config, view), &mut all, 1, false);
+            correspond(choices, (config, access), &mut all, 1, false);
         }
         // smoltcp fragments one datagram at a time; another one would take its place.
-        Scenario::Fragments => correspond(choices, (config, view), &mut all, 1, true),
+        Scenario::Fragments => correspond(choices, (config, access), &mut all, 1, true),
         Scenario::Ping => ping(choices, config, &mut all),
         Scenario::Dhcp => {
             all.missions.push(Mission::Dhcp);
             ping(choices, config, &mut all);
         }
-        Scenario::Dns => dns(choices, config, &mut all),
-        Scenario::UdpForward => forward(choices, config, view, &mut all),
+        Scenario::Dns => dns(choices, access, &mut all),
+        Scenario::UdpForward => forward(choices, config, access, &mut all),
         Scenario::Mixed => {
-            correspond(choices, (config, view), &mut all, 2, false);
+            correspond(choices, (config, access), &mut all, 2, false);
             ping(choices, config, &mut all);
-            dns(choices, config, &mut all);
+            dns(choices, access, &mut all);
         }
         Scenario::BulkUp
         | Scenario::BulkDown
@@ -64,7 +63,7 @@ pub(super) fn draw(
 /// Echo servers. smoltcp fragments IPv4 only.
 fn correspond(
     choices: &mut Choices,
-    (config, view): (&Config, &View),
+    (config, access): (&Config, &Access),
     all: &mut Letters,
     count: u16,
     is_large: bool,
@@ -74,19 +73,14 @@ fn correspond(
         let headers = if is_v4 { 28 } else { 48 };
         let fits = usize::from(config.mtu) - headers;
         let sizes = if is_large { (fits.min(60_000), 65_507) } else { (0, fits.min(65_507)) };
-        let host = match (is_v4, choices.chance(250)) {
-            (true, true) => Ipv4Addr::LOCALHOST.into(),
-            (false, true) => Ipv6Addr::LOCALHOST.into(),
-            (true, false) => REMOTE4,
-            (false, false) => REMOTE6,
-        };
-        let seen = view.as_seen_by_guest(host).expect("a family that is configured");
+        let far = if is_v4 { REMOTE4 } else { REMOTE6 };
+        let access::Place { host, called } = access::place(choices, access, far);
         let (port, writer) = (7_000 + i, u32::from(i) + 1);
         all.datagrams.servers.insert(SocketAddr::new(host, port), writer);
         all.missions.push(Mission::Letters {
             writer,
             port: 30_000 + i,
-            to: SocketAddr::new(seen, port),
+            to: SocketAddr::new(called, port),
             letters: choices.between(1, if is_large { 6 } else { 30 }) as u32,
             sizes,
         });
@@ -112,7 +106,7 @@ fn ping(choices: &mut Choices, config: &Config, all: &mut Letters) {
 }
 
 /// Up to three resolvers, one of which works.
-fn dns(choices: &mut Choices, config: &Config, all: &mut Letters) {
+fn dns(choices: &mut Choices, access: &Access, all: &mut Letters) {
     let count = choices.between(1, 3) as u8;
     let works = choices.below(u64::from(count)) as u8;
     for i in 0..count {
@@ -124,13 +118,7 @@ fn dns(choices: &mut Choices, config: &Config, all: &mut Letters) {
         };
         all.datagrams.resolvers.insert(address, resolver);
     }
-    let by_v6 = config.net6.and_then(|n| n.dns).filter(|_| choices.chance(500));
-    let dns: Option<IpAddr> = match by_v6 {
-        Some(ip) => Some(ip.into()),
-        None => config.net4.and_then(|n| n.dns).map(IpAddr::V4),
-    };
-    let Some(dns) = dns else { return };
-    let to = SocketAddr::new(dns, 53);
+    let to = SocketAddr::new(choices.pick(&access.resolvers_via), 53);
     all.missions.push(Mission::Lookup {
         to,
         port: 31_000,
@@ -138,10 +126,13 @@ fn dns(choices: &mut Choices, config: &Config, all: &mut Letters) {
     });
 }
 
-/// One client per family that writes to a server in the guest.
-fn forward(choices: &mut Choices, config: &Config, view: &View, all: &mut Letters) {
+/// Clients near and far that writes to a server in the guest.
+fn forward(choices: &mut Choices, config: &Config, access: &Access, all: &mut Letters) {
+    let view = View::new(config, access);
     let mut seen = Vec::new();
-    for (i, host) in [REMOTE4, Ipv4Addr::LOCALHOST.into(), REMOTE6].into_iter().enumerate() {
+    let own = config.net4.map(|n| n.guest.into());
+    let hosts = [Some(REMOTE4), Some(Ipv4Addr::LOCALHOST.into()), Some(REMOTE6), own];
+    for (i, host) in hosts.into_iter().flatten().enumerate() {
         let Some(ip) = view.as_seen_by_guest(host) else { continue };
         if ip.is_ipv6() && config.net6.is_none() {
             continue;

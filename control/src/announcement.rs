@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::{self, Control, Facts};
 use crate::daemon::DaemonError;
+use crate::forwards::Direction;
 use crate::owned_path::OwnedPath;
 use crate::plan::{Announcement, LogFormat};
 
@@ -54,20 +55,28 @@ fn summary(control: &Control, format: LogFormat, took: Duration) -> String {
     let Facts { netns, tap, config, .. } = &control.facts;
     let networks = [control::network4(config), control::network6(config)];
     let networks: Vec<_> = networks.into_iter().flatten().collect();
-    let forwards: Vec<_> = control.forwards.entries().iter().map(|e| e.spec.to_string()).collect();
+    let specs = |direction: Direction| -> Vec<String> {
+        let entries = control.forwards.entries().iter();
+        entries.filter(|e| e.direction == direction).map(|e| e.spec.to_string()).collect()
+    };
+    let (forwards, outward) = (specs(Direction::Inward), specs(Direction::Outward));
     let backend = control.handle.status().map_or("ended", |s| control::backend_name(s.backend));
     let ready_ms = took.as_secs_f64() * 1e3;
     match format {
         LogFormat::Json => serde_json::json!({
             "tap": tap, "netns": netns, "networks": networks, "mtu": config.mtu,
-            "forwards": forwards, "backend": backend, "ready_ms": ready_ms,
+            "forwards": forwards, "outward": outward, "backend": backend, "ready_ms": ready_ms,
         })
         .to_string(),
         LogFormat::Text => {
             let addresses =
                 networks.iter().map(|n| format!("{}/{} via {}", n.guest, n.prefix, n.gateway));
             let dns = networks.iter().filter_map(|n| n.dns).map(|dns| dns.to_string());
-            let forwards = if forwards.is_empty() { "none".to_owned() } else { forwards.join(" ") };
+            let mut forwards =
+                if forwards.is_empty() { "none".to_owned() } else { forwards.join(" ") };
+            if !outward.is_empty() {
+                forwards = format!("{forwards}, outward {}", outward.join(" "));
+            }
             format!(
                 "usernetd: {tap} in {netns}: {}, dns {}, mtu {}, forwards {forwards}, {backend}, \
                  ready in {ready_ms:.1} ms",

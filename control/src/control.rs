@@ -25,7 +25,8 @@ use crate::api::message::{
 };
 use crate::api::protocol::Outcome;
 use crate::api::server::Server;
-use crate::forwards::{Change, Entry, ForwardError, ForwardTable};
+use crate::forwards::follow::Follower;
+use crate::forwards::{Change, Direction, Entry, ForwardError, ForwardTable, Leads, Wanted};
 use crate::resolv::ResolvConf;
 use crate::spec::Spec;
 
@@ -81,6 +82,8 @@ pub(crate) struct Control {
     pub(crate) facts: Facts,
     pub(crate) ends: Ends,
     pub(crate) forwards: ForwardTable,
+    /// None: no forward follows a program.
+    pub(crate) follower: Option<Follower>,
     /// The resolvers in force.
     pub(crate) resolvers: Vec<std::net::SocketAddr>,
     /// None: resolvers were given on the command line.
@@ -93,11 +96,18 @@ pub(crate) struct Control {
 
 impl Control {
     /// Hands the data path its first listeners.
-    pub(crate) fn start(&mut self, mut first: Change) -> Result<(), InstallError> {
-        let listeners = first.take_listeners();
-        let rules = self.rules(&first, &self.resolvers);
+    pub(crate) fn start(&mut self, first: Change) -> Result<(), InstallError> {
+        self.put_in_force(first)?;
+        // What listens by now is forwarded when the caller hears that the network is there.
+        self.follow_programs(Instant::now());
+        Ok(())
+    }
+
+    fn put_in_force(&mut self, mut change: Change) -> Result<(), InstallError> {
+        let listeners = change.take_listeners();
+        let rules = self.rules(change.leads(), &self.resolvers);
         self.handle.install(Install { rules, listeners })?;
-        self.forwards.commit(first);
+        self.forwards.commit(change);
         Ok(())
     }
 
@@ -145,7 +155,9 @@ impl Control {
         if self.is_stop_requested || self.server.as_ref().is_some_and(Server::has_more) {
             return PollTimeout::ZERO;
         }
-        let Some(at) = resolv.into_iter().chain(server).min() else { return PollTimeout::NONE };
+        let follower = self.follower.as_ref().map(Follower::deadline);
+        let next = [resolv, server, follower].into_iter().flatten().min();
+        let Some(at) = next else { return PollTimeout::NONE };
         // Rounded up: a deadline is not waited for in a loop of its last fraction of a millisecond.
         let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
@@ -176,6 +188,7 @@ impl Control {
     fn turn(&mut self) {
         let now = Instant::now();
         self.follow_resolv_conf(now);
+        self.follow_programs(now);
         // Out of its place for the turn: answering takes the rest of us.
         if let Some(mut server) = self.server.take() {
             server.turn(now, &mut |call| self.answer(call));
@@ -190,7 +203,7 @@ impl Control {
             return;
         }
         let Some(resolvers) = file.reload().map(<[_]>::to_vec) else { return };
-        let shared = self.rules_with(self.forwards.rules(), &resolvers);
+        let shared = self.rules(self.forwards.leads(), &resolvers);
         match self.handle.install(Install { rules: shared, listeners: Vec::new() }) {
             Ok(()) => {
                 tracing::info!("the host's resolvers are now {resolvers:?}");
@@ -200,17 +213,30 @@ impl Control {
         }
     }
 
-    fn rules(&self, change: &Change, resolvers: &[std::net::SocketAddr]) -> Arc<Rules> {
-        self.rules_with(change.rules(), resolvers)
+    /// Makes the automatic forwards what they should be.
+    fn follow_programs(&mut self, now: Instant) {
+        let Some(mut follower) = self.follower.take() else { return };
+        let used_ports = || {
+            let flows = self.handle.flows().unwrap_or_default();
+            flows.iter().filter_map(|flow| flow.host).map(|host| host.port()).collect()
+        };
+        if let Some(wanted) = follower.turn(now, &self.forwards, used_ports) {
+            match self.forwards.plan(wanted) {
+                Ok(change) => {
+                    follower.leave_out(&change.left_out);
+                    if let Err(error) = self.put_in_force(change) {
+                        tracing::warn!("cannot follow the programs that listen: {error}");
+                    }
+                }
+                Err(error) => tracing::warn!("cannot follow the programs that listen: {error}"),
+            }
+        }
+        self.follower = Some(follower);
     }
 
-    fn rules_with(
-        &self,
-        forwards: Vec<usernet_core::rules::Forward>,
-        resolvers: &[std::net::SocketAddr],
-    ) -> Arc<Rules> {
+    fn rules(&self, leads: Leads, resolvers: &[std::net::SocketAddr]) -> Arc<Rules> {
         let Facts { config, access, .. } = &self.facts;
-        Rules::new(config, access, forwards, resolvers.to_vec())
+        Rules::new(config, access, leads.forwards, resolvers.to_vec()).with_outward(leads.outward)
     }
 
     fn answer(&mut self, call: Call) -> Outcome {
@@ -219,19 +245,12 @@ impl Control {
             Call::Status => to_value(self.status()?),
             Call::Flows(params) => to_value(self.flows(params)?),
             Call::ForwardList => to_value(listed(self.forwards.entries())),
-            Call::ForwardAdd(specs) => {
-                let before = self.forwards.entries().len();
-                self.change_forwards(self.forwards.with(specs)?)?;
-                to_value(listed(&self.forwards.entries()[before..]))
-            }
-            Call::ForwardRemove(specs) => {
-                self.change_forwards(self.forwards.without(&specs)?)?;
-                to_value(listed(self.forwards.entries()))
-            }
-            Call::ForwardSet(specs) => {
-                self.change_forwards(specs)?;
-                to_value(listed(self.forwards.entries()))
-            }
+            Call::ForwardAdd(specs) => self.add(Direction::Inward, specs),
+            Call::ForwardRemove(specs) => self.remove(Direction::Inward, &specs),
+            Call::ForwardSet(specs) => self.replace(Direction::Inward, specs),
+            Call::OutwardAdd(specs) => self.add(Direction::Outward, specs),
+            Call::OutwardRemove(specs) => self.remove(Direction::Outward, &specs),
+            Call::OutwardSet(specs) => self.replace(Direction::Outward, specs),
             Call::Stop => {
                 self.is_stop_requested = true;
                 Ok(Value::Object(serde_json::Map::new()))
@@ -239,16 +258,32 @@ impl Control {
         }
     }
 
+    fn add(&mut self, direction: Direction, specs: Vec<Spec>) -> Outcome {
+        let wanted = self.forwards.with(direction, specs.clone())?;
+        self.change_forwards(wanted)?;
+        let is_new = |entry: &&Entry| {
+            entry.direction == direction && !entry.is_automatic && specs.contains(&entry.spec)
+        };
+        to_value(listed(self.forwards.entries().iter().filter(is_new)))
+    }
+
+    fn remove(&mut self, direction: Direction, specs: &[Spec]) -> Outcome {
+        self.change_forwards(self.forwards.without(direction, specs)?)?;
+        to_value(listed(self.forwards.entries()))
+    }
+
+    fn replace(&mut self, direction: Direction, specs: Vec<Spec>) -> Outcome {
+        self.change_forwards(self.forwards.replaced(direction, specs))?;
+        to_value(listed(self.forwards.entries()))
+    }
+
     /// Puts a set of forwards in force, all of it or nothing.
-    fn change_forwards(&mut self, wanted: Vec<Spec>) -> Result<(), ApiError> {
-        let mut change = self.forwards.plan(wanted)?;
-        let listeners = change.take_listeners();
-        let rules = self.rules(&change, &self.resolvers);
-        self.handle.install(Install { rules, listeners })?;
+    fn change_forwards(&mut self, wanted: Vec<Wanted>) -> Result<(), ApiError> {
+        let change = self.forwards.plan(wanted)?;
         for warning in &change.warnings {
             tracing::warn!("{warning}");
         }
-        self.forwards.commit(change);
+        self.put_in_force(change)?;
         Ok(())
     }
 
@@ -331,16 +366,18 @@ fn loopback_name(host_loopback: &HostLoopback) -> String {
     }
 }
 
-fn listed(entries: &[Entry]) -> Forwards {
+fn listed<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Forwards {
     let forwarded = |entry: &Entry| Forwarded {
         id: entry.id.0,
+        direction: entry.direction,
+        automatic: entry.is_automatic,
         spec: entry.spec.clone(),
         listening: {
             let first = entry.spec.host_ports.first();
             entry.at.iter().map(|at| at.address).filter(|at| at.port() == first).collect()
         },
     };
-    Forwards { forwards: entries.iter().map(forwarded).collect() }
+    Forwards { forwards: entries.into_iter().map(forwarded).collect() }
 }
 
 fn to_value(result: impl serde::Serialize) -> Outcome {
@@ -371,13 +408,16 @@ impl From<ForwardError> for ApiError {
             ForwardError::Privileged { .. } => ErrorCode::NotPermitted,
             ForwardError::AddressNotHere { .. }
             | ForwardError::NoInterface(_)
-            | ForwardError::NoIpv6(_) => ErrorCode::NotAvailable,
+            | ForwardError::NoIpv6 { .. }
+            | ForwardError::NoNamespace { .. } => ErrorCode::NotAvailable,
             ForwardError::TooManyFiles { .. } | ForwardError::TooMany => ErrorCode::Limit,
             ForwardError::Listen { source: Errno::EACCES | Errno::EPERM, .. } => {
                 ErrorCode::NotPermitted
             }
             ForwardError::Listen { .. } => ErrorCode::Internal,
-            ForwardError::Overlap { .. } | ForwardError::Exists(_) => ErrorCode::Exists,
+            ForwardError::Overlap { .. } | ForwardError::Exists(_) | ForwardError::Automatic(_) => {
+                ErrorCode::Exists
+            }
             ForwardError::NotFound(_) => ErrorCode::NotFound,
         };
         Self::new(code, error)

@@ -41,7 +41,8 @@ use crate::announcement::Readiness;
 use crate::api::SocketError;
 use crate::api::server::Server;
 use crate::control::{Cause, Control, Ends, Facts};
-use crate::forwards::{Change, ForwardError, ForwardTable};
+use crate::forwards::follow::Follower;
+use crate::forwards::{Change, Direction, ForwardError, ForwardTable};
 use crate::options::Options;
 use crate::plan::{Link, LogFormat, MTU_MAX, Namespace, Plan, Resolvers};
 use crate::program::Program;
@@ -209,10 +210,11 @@ fn prepare(
     attached: Attached,
     given: Given,
 ) -> Result<Prepared<impl FnOnce(Handle) -> Control + use<>>, DaemonError> {
-    let Attached { link, sockets, ended, warnings, .. } = attached;
+    let Attached { link, sockets, listeners, ports, ended, warnings, .. } = attached;
     let mut warnings = warnings;
-    let forwards = ForwardTable::default();
-    let first = forwards.plan(forwards.with(plan.forwards.clone())?)?;
+    let mut forwards = ForwardTable::new(Some(listeners));
+    let first = first_forwards(plan, &mut forwards)?;
+    let follower = Follower::new(plan.automatic.clone(), ports, Instant::now());
     warnings.extend(first.warnings.iter().cloned());
     let (resolvers, resolv_conf) = resolvers(&plan.resolvers, &mut warnings);
     warnings.extend(host::shortcomings(&config));
@@ -250,12 +252,20 @@ fn prepare(
         facts,
         ends,
         forwards,
+        follower,
         resolvers,
         resolv_conf,
         server,
         is_stop_requested: false,
     };
     Ok(Prepared { control, first, setup })
+}
+
+/// The forwards of the command line.
+fn first_forwards(plan: &Plan, table: &mut ForwardTable) -> Result<Change, ForwardError> {
+    let mut wanted = table.with(Direction::Inward, plan.forwards.clone())?;
+    wanted.extend(table.with(Direction::Outward, plan.outward.clone())?);
+    table.plan(wanted)
 }
 
 /// Runs the data path on this thread and the control thread beside it, until both have ended.

@@ -33,6 +33,10 @@ const RESOLVERS_MAX: usize = 8;
 const FORWARD_HELP: &str = "Host ports that lead to the guest: \
     [HOST_ADDR[%IFACE]:]HOST_PORT[-END][:[GUEST_ADDR:]GUEST_PORT[-END]][/tcp|/udp]";
 
+/// Help of `--outward`.
+const OUTWARD_HELP: &str = "Ports of the namespace's loopback that lead to this host's: \
+    [NS_ADDR[%IFACE]:]NS_PORT[-END][:[HOST_ADDR:]HOST_PORT[-END]][/tcp|/udp]";
+
 const EXAMPLES: &str = "\
 Examples:
   A namespace that process 4242 is in, its port 80 on port 8080 of this host:
@@ -43,6 +47,9 @@ Examples:
 
   UDP and a range, on one address only, IPv6 in brackets:
       usernetd --netns 4242 --forward 127.0.0.1:5353:53/udp --forward [::1]:8000-8010
+
+  The database on this host's loopback, as localhost:5432 in the namespace:
+      usernetd --netns 4242 --outward 5432
 
   Controlled while it runs, ended with the program that holds the other end of descriptor 5:
       usernetd --netns 4242 --api-socket /run/user/1000/net.sock --exit-fd 5
@@ -70,6 +77,11 @@ pub struct Options {
     #[allow(missing_docs, reason = "clap's help says it")]
     #[arg(long = "forward", short = 'f', value_name = "SPEC", help = FORWARD_HELP)]
     pub forwards: Vec<Spec>,
+
+    // As above.
+    #[allow(missing_docs, reason = "clap's help says it")]
+    #[arg(long = "outward", value_name = "SPEC", help = OUTWARD_HELP, value_parser = Spec::outward)]
+    pub outward: Vec<Spec>,
 
     /// The device's name in the namespace
     #[arg(long, value_name = "NAME", default_value = "tap0", value_parser = interface_name)]
@@ -212,6 +224,8 @@ impl Options {
                 these => Resolvers::These(these),
             },
             forwards: self.forwards,
+            outward: self.outward,
+            automatic: Vec::new(),
             outbound: outbound(self.outbound),
             timeouts: Timeouts {
                 udp_idle: self.udp_idle,

@@ -16,6 +16,7 @@ use usernet_core::rules::Access;
 use usernet_driver::namespace::Target;
 use usernet_driver::{BackendChoice, Outbound};
 
+use crate::forwards::Automatic;
 use crate::program::Program;
 use crate::spec::Spec;
 
@@ -53,6 +54,10 @@ pub struct Plan {
     pub resolvers: Resolvers,
     /// Host ports that lead to the guest.
     pub forwards: Vec<Spec>,
+    /// Ports of the guest's namespace that lead to the host.
+    pub outward: Vec<Spec>,
+    /// Forwards of either direction that follow the programs that listen.
+    pub automatic: Vec<Automatic>,
     /// Where host-side sockets leave from.
     pub outbound: Outbound,
     /// When silence ends a flow.

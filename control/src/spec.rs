@@ -6,7 +6,9 @@
 //! value.
 //!
 //! The text is cut at its colons outside of brackets; a field with a dot or a bracket is an address, any
-//! other a port. Every [`SpecError`] says which piece is wrong, where it stands and what is expected.
+//! other a port. An outward forward ([`Spec::outward`]) has the same text with its sides swapped: ports of the
+//! guest's namespace, by default on its loopback, and where on the host they lead, by default to the host's loopback.
+//! Every [`SpecError`] says which piece is wrong, where it stands and what is expected.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -85,7 +87,8 @@ impl fmt::Display for HostAddress {
     }
 }
 
-/// A forward: host ports that lead to the guest. See the [module](self) for its text.
+/// A forward: host ports that lead to the guest, or ports of the guest's namespace that lead to the host; then read
+/// `host` as the side that listens and `guest` as the one where it leads. See the [module](self) for its text.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Spec {
     /// Where it listens; none: everywhere, both families.
@@ -124,7 +127,8 @@ impl Serialize for Spec {
 impl<'de> Deserialize<'de> for Spec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
+        // Either direction's: who takes it for one of them checks.
+        Self::outward(&text).map_err(serde::de::Error::custom)
     }
 }
 
@@ -180,8 +184,8 @@ pub enum SpecFault {
     /// Not an interface name.
     #[error("not an interface name; it has 1 to 15 characters without / : % [ ] and spaces")]
     NotAnInterface,
-    /// An interface at the guest's address.
-    #[error("the guest's address takes no interface")]
+    /// An interface at the address where it leads.
+    #[error("the address to which it leads takes no interface")]
     GuestInterface,
     /// An address where nobody can listen.
     #[error("a multicast or broadcast address cannot be listened on")]
@@ -189,6 +193,9 @@ pub enum SpecFault {
     /// A guest address to which no frame can be sent.
     #[error("not an address that the guest can have on its link")]
     GuestNotUnicast,
+    /// An address of the host to which nobody can connect.
+    #[error("not an address that can be connected to")]
+    TargetNotUnicast,
     /// Host and guest addresses of different families.
     #[error("the host's and the guest's address must be of one family")]
     Families,
@@ -231,13 +238,27 @@ impl FromStr for Spec {
     type Err = SpecError;
 
     fn from_str(text: &str) -> Result<Self, SpecError> {
-        parse(text).map_err(|(piece, what)| SpecError {
-            spec: shown(text),
-            piece: shown(piece.text),
-            offset: piece.offset,
-            what,
-        })
+        parse(text, Leads::ToGuest).map_err(|fault| error(text, fault))
     }
+}
+
+impl Spec {
+    /// The same text with its sides swapped: ports of the guest's namespace, and where on the host they lead, which may
+    /// be any of its addresses.
+    pub fn outward(text: &str) -> Result<Self, SpecError> {
+        parse(text, Leads::ToHost).map_err(|fault| error(text, fault))
+    }
+}
+
+/// Where a forward leads, which decides what addresses may stand there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leads {
+    ToGuest,
+    ToHost,
+}
+
+fn error(text: &str, (piece, what): Fault<'_>) -> SpecError {
+    SpecError { spec: shown(text), piece: shown(piece.text), offset: piece.offset, what }
 }
 
 /// At most 64 characters, control characters escaped: fit for one line on a terminal.
@@ -253,7 +274,7 @@ fn shown(text: &str) -> String {
     out
 }
 
-fn parse(text: &str) -> Result<Spec, Fault<'_>> {
+fn parse(text: &str, leads: Leads) -> Result<Spec, Fault<'_>> {
     let whole = Piece { text, offset: 0 };
     if text.len() > SPEC_BYTES_MAX {
         return Err((whole, SpecFault::TooLong));
@@ -274,8 +295,8 @@ fn parse(text: &str) -> Result<Spec, Fault<'_>> {
     let host =
         host.map(|(piece, host)| is_listenable(&host).map(|()| host).map_err(|e| (piece, e)));
     let host = host.transpose()?;
-    let guest = guest
-        .map(|(piece, guest)| guest_address(&guest, host.as_ref()).map_err(|fault| (piece, fault)));
+    let guest =
+        guest.map(|(piece, to)| target(leads, &to, host.as_ref()).map_err(|fault| (piece, fault)));
     let guest = guest.transpose()?;
     let guest_ports = match guest_ports {
         None => host_ports.1,
@@ -291,6 +312,25 @@ fn is_listenable(host: &HostAddress) -> Result<(), SpecFault> {
         return Err(SpecFault::HostNotUnicast);
     }
     Ok(())
+}
+
+fn target(
+    leads: Leads,
+    to: &HostAddress,
+    listen: Option<&HostAddress>,
+) -> Result<IpAddr, SpecFault> {
+    match leads {
+        Leads::ToGuest => guest_address(to, listen),
+        Leads::ToHost if to.interface.is_some() => Err(SpecFault::GuestInterface),
+        Leads::ToHost => {
+            let ip = to.address;
+            let is_broadcast = ip == IpAddr::V4(Ipv4Addr::BROADCAST);
+            match ip.is_multicast() || ip.is_unspecified() || is_broadcast {
+                true => Err(SpecFault::TargetNotUnicast),
+                false => Ok(ip),
+            }
+        }
+    }
 }
 
 fn guest_address(guest: &HostAddress, host: Option<&HostAddress>) -> Result<IpAddr, SpecFault> {

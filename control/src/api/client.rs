@@ -102,6 +102,21 @@ impl Client {
         self.ask(&Call::ForwardSet(specs))
     }
 
+    /// As [`Client::forward_add`], for ports of the namespace that lead to the host.
+    pub fn outward_add(&mut self, specs: Vec<Spec>) -> Result<Forwards, ClientError> {
+        self.ask(&Call::OutwardAdd(specs))
+    }
+
+    /// As [`Client::forward_remove`], for these.
+    pub fn outward_remove(&mut self, specs: Vec<Spec>) -> Result<Forwards, ClientError> {
+        self.ask(&Call::OutwardRemove(specs))
+    }
+
+    /// As [`Client::forward_set`], for these.
+    pub fn outward_set(&mut self, specs: Vec<Spec>) -> Result<Forwards, ClientError> {
+        self.ask(&Call::OutwardSet(specs))
+    }
+
     /// Ends the daemon.
     pub fn stop(&mut self) -> Result<(), ClientError> {
         self.ask::<Value>(&Call::Stop).map(drop)

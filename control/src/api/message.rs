@@ -13,6 +13,7 @@ use serde_json::Value;
 use usernet_core::flows::{FlowInfo, FlowKind};
 
 use super::VERSION;
+use crate::forwards::Direction;
 use crate::spec::Spec;
 
 /// A request as it stands on the wire.
@@ -132,7 +133,23 @@ pub struct FlowParams {
 #[serde(deny_unknown_fields)]
 pub struct ForwardParams {
     /// The forwards, each as text.
+    #[serde(deserialize_with = "inward")]
     pub forwards: Vec<Spec>,
+}
+
+/// Parameters of `outward.add`, `outward.remove` and `outward.set`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutwardParams {
+    /// The forwards, each as text.
+    pub forwards: Vec<Spec>,
+}
+
+/// Forwards that can lead to a guest: a [`Spec`] by itself may name any address.
+fn inward<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Spec>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let specs = texts.iter().map(|text| text.parse().map_err(serde::de::Error::custom));
+    specs.collect()
 }
 
 /// A request whose method and parameters are known to fit.
@@ -151,6 +168,12 @@ pub enum Call {
     /// `forward.set`: these and no others, at once. Those that are in both sets are not touched. Result:
     /// [`Forwards`], all of them.
     ForwardSet(Vec<Spec>),
+    /// `outward.add`: as `forward.add`, for ports of the namespace that lead to the host.
+    OutwardAdd(Vec<Spec>),
+    /// `outward.remove`: as `forward.remove`, for these.
+    OutwardRemove(Vec<Spec>),
+    /// `outward.set`: as `forward.set`, for these.
+    OutwardSet(Vec<Spec>),
     /// `stop`: ends the daemon. Result: `{}`.
     Stop,
 }
@@ -159,6 +182,7 @@ impl Call {
     /// The call that a request makes.
     pub fn parse(method: &str, params: Value) -> Result<Self, ApiError> {
         let forwards = |params| Ok(from_params::<ForwardParams>(params)?.forwards);
+        let outward = |params| Ok(from_params::<OutwardParams>(params)?.forwards);
         match method {
             "status" => no_params(params).map(|()| Self::Status),
             "flows" => from_params(params).map(Self::Flows),
@@ -166,12 +190,15 @@ impl Call {
             "forward.add" => forwards(params).map(Self::ForwardAdd),
             "forward.remove" => forwards(params).map(Self::ForwardRemove),
             "forward.set" => forwards(params).map(Self::ForwardSet),
+            "outward.add" => outward(params).map(Self::OutwardAdd),
+            "outward.remove" => outward(params).map(Self::OutwardRemove),
+            "outward.set" => outward(params).map(Self::OutwardSet),
             "stop" => no_params(params).map(|()| Self::Stop),
             _ => {
                 let shown: String = method.chars().take(40).collect();
                 let message = format!(
                     "no method {shown:?}; there are status, flows, forward.list, forward.add, \
-                     forward.remove, forward.set and stop"
+                     forward.remove, forward.set, outward.add, outward.remove, outward.set and stop"
                 );
                 Err(ApiError::new(ErrorCode::UnknownMethod, message))
             }
@@ -187,6 +214,9 @@ impl Call {
             Self::ForwardAdd(_) => "forward.add",
             Self::ForwardRemove(_) => "forward.remove",
             Self::ForwardSet(_) => "forward.set",
+            Self::OutwardAdd(_) => "outward.add",
+            Self::OutwardRemove(_) => "outward.remove",
+            Self::OutwardSet(_) => "outward.set",
             Self::Stop => "stop",
         }
     }
@@ -197,7 +227,12 @@ impl Call {
             Self::Status | Self::ForwardList | Self::Stop => Value::Null,
             Self::Flows(FlowParams { limit: None }) => Value::Null,
             Self::Flows(FlowParams { limit: Some(limit) }) => serde_json::json!({ "limit": limit }),
-            Self::ForwardAdd(specs) | Self::ForwardRemove(specs) | Self::ForwardSet(specs) => {
+            Self::ForwardAdd(specs)
+            | Self::ForwardRemove(specs)
+            | Self::ForwardSet(specs)
+            | Self::OutwardAdd(specs)
+            | Self::OutwardRemove(specs)
+            | Self::OutwardSet(specs) => {
                 let forwards: Vec<String> = specs.iter().map(Spec::to_string).collect();
                 serde_json::json!({ "forwards": forwards })
             }
@@ -356,7 +391,11 @@ pub struct Forwards {
 pub struct Forwarded {
     /// Its name in this daemon; never used twice.
     pub id: u32,
-    /// The forward, in canonical form.
+    /// `inward`: from the host to the guest. `outward`: from the guest's namespace to the host.
+    pub direction: Direction,
+    /// It follows a program that listens, and goes when that does.
+    pub automatic: bool,
+    /// The forward, in canonical form: where it listens, then where it leads.
     pub spec: Spec,
     /// Where it listens: one address per family, with the first port of the range.
     pub listening: Vec<SocketAddr>,
@@ -369,6 +408,7 @@ mod tests {
     #[test]
     fn every_call_survives_the_wire() {
         let specs = vec!["8080:80/tcp".parse::<Spec>().unwrap()];
+        let outward = vec![Spec::outward("8080:127.0.0.1:80").unwrap()];
         for call in [
             Call::Status,
             Call::Flows(FlowParams { limit: None }),
@@ -377,6 +417,9 @@ mod tests {
             Call::ForwardAdd(specs.clone()),
             Call::ForwardRemove(specs.clone()),
             Call::ForwardSet(specs),
+            Call::OutwardAdd(outward.clone()),
+            Call::OutwardRemove(outward.clone()),
+            Call::OutwardSet(outward),
             Call::Stop,
         ] {
             assert_eq!(Call::parse(call.method(), call.params()), Ok(call));
@@ -393,6 +436,9 @@ mod tests {
         assert_eq!(code("flows", serde_json::json!([1])), bad);
         assert_eq!(code("forward.add", Value::Null), bad);
         assert_eq!(code("forward.add", serde_json::json!({"forwards": ["80:"]})), bad);
+        let loopback = serde_json::json!({"forwards": ["80:127.0.0.1:80"]});
+        assert_eq!(code("forward.add", loopback.clone()), bad);
+        assert!(Call::parse("outward.add", loopback).is_ok());
     }
 
     #[test]

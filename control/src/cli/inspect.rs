@@ -10,6 +10,7 @@ use super::error::Error;
 use super::instance::{Instance, Registry};
 use super::output::{Output, Table, bytes, span};
 use crate::api::{Client, ClientError, FlowEntry, Flows, Forwards, Network, Status};
+use crate::forwards::Direction;
 use crate::spec::Spec;
 
 /// Lists the instances.
@@ -60,6 +61,9 @@ Examples:
   usernet forward ls
   usernet forward add web 8443:443 127.0.0.1:5353:53/udp
   usernet forward rm web 8443:443
+  usernet forward add web --outward 5432
+
+With --outward the sides are swapped: ports of the namespace's loopback lead to this host's.
 
 A SPEC is [HOST_ADDR[%IFACE]:]HOST_PORT[-END][:[GUEST_ADDR:]GUEST_PORT[-END]][/tcp|/udp].";
 
@@ -78,6 +82,9 @@ struct ForwardChange {
     /// The instance, unless there is only one, and the forwards
     #[arg(value_name = "INSTANCE] [SPEC", required = true)]
     words: Vec<String>,
+    /// Ports of the namespace that lead to this host
+    #[arg(long)]
+    outward: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -212,13 +219,19 @@ fn flow_row(flow: &FlowEntry) -> [String; 9] {
 pub(crate) fn forward(args: &ForwardArgs) -> Result<ExitCode, Error> {
     let (instance, forwards, output) = match &args.action {
         ForwardAction::Add(change) => {
-            let (instance, specs) = target(&change.words)?;
-            let added = ask(&instance, |client| client.forward_add(specs))?;
+            let (instance, specs) = target(change)?;
+            let added = ask(&instance, |client| match change.outward {
+                true => client.outward_add(specs),
+                false => client.forward_add(specs),
+            })?;
             (instance, added, change.output)
         }
         ForwardAction::Rm(change) => {
-            let (instance, specs) = target(&change.words)?;
-            let left = ask(&instance, |client| client.forward_remove(specs))?;
+            let (instance, specs) = target(change)?;
+            let left = ask(&instance, |client| match change.outward {
+                true => client.outward_remove(specs),
+                false => client.forward_remove(specs),
+            })?;
             (instance, left, change.output)
         }
         ForwardAction::Ls(args) => {
@@ -236,26 +249,34 @@ pub(crate) fn forward(args: &ForwardArgs) -> Result<ExitCode, Error> {
 
 /// The instance and the forwards of a change. No instance can have a name that reads as a forward,
 /// so the first word tells by itself which of the two it is.
-fn target(words: &[String]) -> Result<(Instance, Vec<Spec>), Error> {
-    let (name, specs) = match words.split_first() {
-        Some((first, rest)) if first.parse::<Spec>().is_err() && !rest.is_empty() => {
+fn target(change: &ForwardChange) -> Result<(Instance, Vec<Spec>), Error> {
+    let parse = |text: &String| match change.outward {
+        true => Spec::outward(text),
+        false => text.parse(),
+    };
+    let (name, specs) = match change.words.split_first() {
+        Some((first, rest)) if parse(first).is_err() && !rest.is_empty() => {
             (Some(first.as_str()), rest)
         }
-        _ => (None, words),
+        _ => (None, change.words.as_slice()),
     };
-    let specs: Vec<Spec> = specs.iter().map(|spec| parse(spec)).collect::<Result<_, _>>()?;
+    let checked = |text| parse(text).map_err(|error| Error::Usage(format!("`{text}`: {error}")));
+    let specs: Vec<Spec> = specs.iter().map(checked).collect::<Result<_, _>>()?;
     Ok((find(name)?, specs))
 }
 
-fn parse(spec: &str) -> Result<Spec, Error> {
-    spec.parse().map_err(|error| Error::Usage(format!("`{spec}`: {error}")))
-}
-
 fn forward_table(forwards: &Forwards) -> String {
-    let mut table = Table::new(&["ID", "FORWARD", "LISTENING"]);
+    let mut table = Table::new(&["ID", "DIRECTION", "FORWARD", "LISTENING"]);
     for forward in &forwards.forwards {
         let listening: Vec<String> = forward.listening.iter().map(ToString::to_string).collect();
-        table.row([forward.id.to_string(), forward.spec.to_string(), listening.join(" ")]);
+        let direction = match (forward.direction, forward.automatic) {
+            (Direction::Inward, false) => "inward",
+            (Direction::Inward, true) => "inward, automatic",
+            (Direction::Outward, false) => "outward",
+            (Direction::Outward, true) => "outward, automatic",
+        };
+        let spec = forward.spec.to_string();
+        table.row([forward.id.to_string(), direction.to_owned(), spec, listening.join(" ")]);
     }
     table.to_string()
 }

@@ -1,63 +1,47 @@
-//! Opening one listening socket.
+//! Opening one listening socket, on the host or in the namespace.
 
-use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::{BindToDevice, Ipv6V6Only, ReuseAddr};
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
-};
-use usernet_core::rules::Protocol;
+use usernet_driver::namespace::{self, NamespaceListeners};
 
-use super::{ForwardError, ListenAt, holder};
+use super::{Direction, ForwardError, ListenAt, holder};
 
 /// Opens a socket that listens there: non-blocking, closed on exec, one family only.
-pub(super) fn open(at: &ListenAt) -> Result<OwnedFd, ForwardError> {
-    try_open(at).map_err(|errno| explain(at, errno))
+pub(super) fn open(
+    at: &ListenAt,
+    namespace: Option<&mut NamespaceListeners>,
+) -> Result<OwnedFd, ForwardError> {
+    let interface = at.interface.as_deref();
+    match (at.direction, namespace) {
+        (Direction::Inward, _) => namespace::listen::open(at.protocol, at.address, interface)
+            .map_err(|errno| explain(at, errno)),
+        (Direction::Outward, None) => Err(ForwardError::NoNamespace { at: at.to_string() }),
+        (Direction::Outward, Some(namespace)) => namespace
+            .open(at.protocol, at.address, interface)
+            .map_err(|error| explain_in_namespace(at, &error)),
+    }
 }
 
-fn try_open(at: &ListenAt) -> Result<OwnedFd, Errno> {
-    let family = match at.address {
-        SocketAddr::V4(_) => AddressFamily::Inet,
-        SocketAddr::V6(_) => AddressFamily::Inet6,
-    };
-    let kind = match at.protocol {
-        Protocol::Tcp => SockType::Stream,
-        Protocol::Udp => SockType::Datagram,
-    };
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(family, kind, flags, None)?;
-    if at.address.is_ipv6() {
-        setsockopt(&socket, Ipv6V6Only, &true)?;
+/// Of the namespace we know what its helper was told, and cannot look further.
+fn explain_in_namespace(at: &ListenAt, error: &io::Error) -> ForwardError {
+    // The helper is gone, or does not answer.
+    let errno = error.raw_os_error().map_or(Errno::EPIPE, Errno::from_raw);
+    match errno {
+        Errno::EADDRINUSE => {
+            let holder = " in the namespace".to_owned();
+            ForwardError::PortInUse { port: at.address.port(), protocol: at.protocol, holder }
+        }
+        // Without IPv6 there is no `::1`.
+        Errno::EADDRNOTAVAIL if at.address.ip() == std::net::Ipv6Addr::LOCALHOST => no_ipv6(at),
+        Errno::EACCES | Errno::EPIPE => ForwardError::Listen { at: at.to_string(), source: errno },
+        other => explain(at, other),
     }
-    if at.protocol == Protocol::Tcp {
-        // Past connections in TIME-WAIT do not hold the port. For UDP the option would let two programs have
-        // one port.
-        setsockopt(&socket, ReuseAddr, &true)?;
-    }
-    if let Some(interface) = &at.interface {
-        setsockopt(&socket, BindToDevice, &interface.into())?;
-    }
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(scoped(at)))?;
-    if at.protocol == Protocol::Tcp {
-        // The kernel cuts it to net.core.somaxconn, 4096 by default.
-        listen(&socket, Backlog::MAXCONN)?;
-    }
-    Ok(socket)
 }
 
-/// A link-local address means nothing without its interface.
-fn scoped(at: &ListenAt) -> SocketAddr {
-    let mut address = at.address;
-    if let SocketAddr::V6(v6) = &mut address
-        && v6.ip().is_unicast_link_local()
-        && let Some(interface) = &at.interface
-        && let Ok(index) = nix::net::if_::if_nametoindex(interface.as_str())
-    {
-        v6.set_scope_id(index);
-    }
-    address
+fn no_ipv6(at: &ListenAt) -> ForwardError {
+    ForwardError::NoIpv6 { at: at.to_string(), place: at.direction.place() }
 }
 
 fn explain(at: &ListenAt, errno: Errno) -> ForwardError {
@@ -69,9 +53,13 @@ fn explain(at: &ListenAt, errno: Errno) -> ForwardError {
             ForwardError::PortInUse { port, protocol, holder: holder.unwrap_or_default() }
         }
         Errno::EACCES if port < first => ForwardError::Privileged { port, protocol, first },
-        Errno::EADDRNOTAVAIL => ForwardError::AddressNotHere { at: at.to_string(), source: errno },
+        Errno::EADDRNOTAVAIL => ForwardError::AddressNotHere {
+            at: at.to_string(),
+            place: at.direction.place(),
+            source: errno,
+        },
         Errno::ENODEV => ForwardError::NoInterface(at.interface.clone().unwrap_or_default()),
-        Errno::EAFNOSUPPORT if at.address.is_ipv6() => ForwardError::NoIpv6(at.to_string()),
+        Errno::EAFNOSUPPORT if at.address.is_ipv6() => no_ipv6(at),
         Errno::EMFILE | Errno::ENFILE => ForwardError::TooManyFiles { at: at.to_string() },
         _ => ForwardError::Listen { at: at.to_string(), source: errno },
     }
@@ -86,11 +74,13 @@ fn unprivileged_port_start() -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use usernet_core::rules::Protocol;
 
     #[test]
     fn a_refused_low_port_names_the_sysctl_and_the_command() {
         let address = "0.0.0.0:80".parse().unwrap();
-        let at = ListenAt { protocol: Protocol::Tcp, address, interface: None };
+        let (direction, protocol) = (Direction::Inward, Protocol::Tcp);
+        let at = ListenAt { direction, protocol, address, interface: None };
         if unprivileged_port_start() <= 80 {
             return;
         }

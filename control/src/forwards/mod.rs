@@ -12,7 +12,13 @@
 //! a forward that is leaving: 8080:80 becoming 8080:81. Two listeners cannot be bound to one port, so the table
 //! keeps a duplicate of every socket's descriptor and hands out another one: the port is never closed in
 //! between, and no client is refused.
+//!
+//! Forwards lead in two directions, and both are one set: inward ones listen on the host, outward ones in the guest's
+//! namespace, where the helper opens their sockets. Those that [`follow`] programs which listen stand behind those that
+//! were asked for, and give way to them.
 
+mod error;
+pub(crate) mod follow;
 mod holder;
 mod listen;
 
@@ -20,12 +26,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 use usernet_core::ForwardId;
-use usernet_core::rules::{Forward, Protocol};
+use usernet_core::rules::{Forward, Outward, Protocol};
 use usernet_driver::NewListener;
+use usernet_driver::namespace::NamespaceListeners;
 
 use crate::spec::{HostAddress, Spec, protocol_name};
+
+pub use error::ForwardError;
+pub use follow::Automatic;
 
 /// The most forwards at once.
 pub const FORWARDS_MAX: usize = 4_096;
@@ -33,9 +43,42 @@ pub const FORWARDS_MAX: usize = 4_096;
 /// The most listening sockets at once: one per port and family. Each costs two descriptors.
 pub const LISTENERS_MAX: usize = 16_384;
 
+/// Which way a forward leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// From the host to the guest.
+    Inward,
+    /// From the guest's namespace to the host.
+    Outward,
+}
+
+impl Direction {
+    /// Where its sockets listen.
+    const fn place(self) -> &'static str {
+        match self {
+            Self::Inward => "this host",
+            Self::Outward => "the namespace",
+        }
+    }
+}
+
+/// A forward that is to be in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Which way it leads.
+    pub(crate) direction: Direction,
+    /// The forward.
+    pub(crate) spec: Spec,
+    /// Nobody asked for it by name: it follows a program, and is left out where it cannot be.
+    pub(crate) is_automatic: bool,
+}
+
 /// Where one socket listens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ListenAt {
+    /// On the host, or in the namespace.
+    pub(crate) direction: Direction,
     /// TCP or UDP.
     pub(crate) protocol: Protocol,
     /// Address and port.
@@ -47,88 +90,14 @@ pub(crate) struct ListenAt {
 impl std::fmt::Display for ListenAt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.address, protocol_name(self.protocol))?;
-        match &self.interface {
-            Some(interface) => write!(f, " on {interface}"),
-            None => Ok(()),
+        if let Some(interface) = &self.interface {
+            write!(f, " on {interface}")?;
+        }
+        match self.direction {
+            Direction::Inward => Ok(()),
+            Direction::Outward => f.write_str(" in the namespace"),
         }
     }
-}
-
-/// Why a set of forwards is not in force. Nothing has changed then.
-#[derive(Debug, thiserror::Error)]
-pub enum ForwardError {
-    /// Somebody listens there.
-    #[error("port {port}/{protocol} is in use{holder}", protocol = protocol_name(*.protocol))]
-    PortInUse {
-        /// The port.
-        port: u16,
-        /// TCP or UDP.
-        protocol: Protocol,
-        /// ` by NAME (pid N)`, or nothing where that cannot be read.
-        holder: String,
-    },
-    /// A port below `ip_unprivileged_port_start`.
-    #[error(
-        "port {port}/{protocol} is reserved for root: use a port from {first} on, or as root: \
-         sysctl -w net.ipv4.ip_unprivileged_port_start={port}", protocol = protocol_name(*.protocol)
-    )]
-    Privileged {
-        /// The port.
-        port: u16,
-        /// TCP or UDP.
-        protocol: Protocol,
-        /// The first port that anybody may use.
-        first: u16,
-    },
-    /// The address is not this host's.
-    #[error("cannot listen on {at}: {source}; it takes an address of this host")]
-    AddressNotHere {
-        /// Where.
-        at: String,
-        /// The kernel's answer.
-        source: Errno,
-    },
-    /// There is no such interface.
-    #[error("there is no interface {0}")]
-    NoInterface(String),
-    /// The host has no IPv6.
-    #[error("cannot listen on {0}: this host has no IPv6")]
-    NoIpv6(String),
-    /// No descriptors left.
-    #[error(
-        "cannot listen on {at}: too many open files; raise the limit (ulimit -n) or forward fewer ports"
-    )]
-    TooManyFiles {
-        /// Where.
-        at: String,
-    },
-    /// Any other refusal.
-    #[error("cannot listen on {at}: {source}")]
-    Listen {
-        /// Where.
-        at: String,
-        /// The kernel's answer.
-        source: Errno,
-    },
-    /// Two forwards listen on one port.
-    #[error("{spec} listens where {other} does")]
-    Overlap {
-        /// The later one.
-        spec: Box<Spec>,
-        /// The one that is there.
-        other: Box<Spec>,
-    },
-    /// The forward is there already.
-    #[error("{0} is forwarded already")]
-    Exists(Box<Spec>),
-    /// The forward is not there.
-    #[error("there is no forward {0}")]
-    NotFound(Box<Spec>),
-    /// More forwards or ports than there may be.
-    #[error(
-        "too many forwards: at most {FORWARDS_MAX}, and {LISTENERS_MAX} listening sockets (one per port and family)"
-    )]
-    TooMany,
 }
 
 /// A forward in force.
@@ -136,22 +105,57 @@ pub enum ForwardError {
 pub(crate) struct Entry {
     /// Its name, never used twice.
     pub(crate) id: ForwardId,
+    /// Which way it leads.
+    pub(crate) direction: Direction,
     /// What was asked for.
     pub(crate) spec: Spec,
+    /// See [`Wanted::is_automatic`].
+    pub(crate) is_automatic: bool,
     /// Where it listens: for each family its ports in order.
     pub(crate) at: Vec<ListenAt>,
 }
 
 impl Entry {
-    /// The forward as the core knows it.
-    fn rule(&self) -> Forward {
-        Forward {
-            id: self.id,
-            protocol: self.spec.protocol,
-            host_ports: (self.spec.host_ports.first(), self.spec.host_ports.last()),
-            guest: self.spec.guest,
-            guest_port: self.spec.guest_ports.first(),
+    fn wanted(&self) -> Wanted {
+        let Self { direction, ref spec, is_automatic, .. } = *self;
+        Wanted { direction, spec: spec.clone(), is_automatic }
+    }
+
+    fn is(&self, direction: Direction, spec: &Spec) -> bool {
+        self.direction == direction && self.spec == *spec
+    }
+}
+
+/// The forwards as the core knows them.
+#[derive(Debug, Default)]
+pub(crate) struct Leads {
+    /// Host ports that lead to the guest.
+    pub(crate) forwards: Vec<Forward>,
+    /// Ports of the namespace that lead to the host.
+    pub(crate) outward: Vec<Outward>,
+}
+
+impl Leads {
+    fn of(entries: &[Entry]) -> Self {
+        let mut leads = Self::default();
+        for Entry { id, direction, spec, .. } in entries {
+            let (id, protocol) = (*id, spec.protocol);
+            let ports = (spec.host_ports.first(), spec.host_ports.last());
+            let (to, first) = (spec.guest, spec.guest_ports.first());
+            match direction {
+                Direction::Inward => leads.forwards.push(Forward {
+                    id,
+                    protocol,
+                    host_ports: ports,
+                    guest: to,
+                    guest_port: first,
+                }),
+                Direction::Outward => {
+                    leads.outward.push(Outward { id, protocol, ports, host: to, host_port: first });
+                }
+            }
         }
+        leads
     }
 }
 
@@ -164,6 +168,8 @@ pub(crate) struct ForwardTable {
     sockets: BTreeMap<ListenAt, OwnedFd>,
     /// The name that the next forward gets, less one.
     last_id: u32,
+    /// Opens sockets in the namespace; none: there is no namespace.
+    namespace: Option<NamespaceListeners>,
 }
 
 /// A set of forwards that could take the place of the one in force.
@@ -177,12 +183,14 @@ pub(crate) struct Change {
     listeners: Vec<NewListener>,
     /// What is missing and does not prevent the rest.
     pub(crate) warnings: Vec<String>,
+    /// Automatic forwards that cannot be.
+    pub(crate) left_out: Vec<(Wanted, ForwardError)>,
 }
 
 impl Change {
     /// The forwards as the core knows them.
-    pub(crate) fn rules(&self) -> Vec<Forward> {
-        self.entries.iter().map(Entry::rule).collect()
+    pub(crate) fn leads(&self) -> Leads {
+        Leads::of(&self.entries)
     }
 
     /// The sockets that the data path does not have yet.
@@ -192,24 +200,35 @@ impl Change {
 }
 
 impl ForwardTable {
+    /// An empty one. Outward forwards listen where `namespace` opens sockets.
+    pub(crate) fn new(namespace: Option<NamespaceListeners>) -> Self {
+        Self { namespace, ..Self::default() }
+    }
+
     /// The forwards in force.
     pub(crate) fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
     /// The forwards as the core knows them.
-    pub(crate) fn rules(&self) -> Vec<Forward> {
-        self.entries.iter().map(Entry::rule).collect()
+    pub(crate) fn leads(&self) -> Leads {
+        Leads::of(&self.entries)
     }
 
     /// The set with these added.
-    pub(crate) fn with(&self, specs: Vec<Spec>) -> Result<Vec<Spec>, ForwardError> {
-        let mut wanted: Vec<Spec> = self.entries.iter().map(|e| e.spec.clone()).collect();
+    pub(crate) fn with(
+        &self,
+        direction: Direction,
+        specs: Vec<Spec>,
+    ) -> Result<Vec<Wanted>, ForwardError> {
+        let mut wanted: Vec<Wanted> = self.entries.iter().map(Entry::wanted).collect();
         for spec in specs {
-            if wanted.contains(&spec) {
+            let is_there =
+                |w: &Wanted| w.direction == direction && w.spec == spec && !w.is_automatic;
+            if wanted.iter().any(is_there) {
                 return Err(ForwardError::Exists(spec.into()));
             }
-            wanted.push(spec);
+            wanted.push(Wanted { direction, spec, is_automatic: false });
             if wanted.len() > FORWARDS_MAX {
                 return Err(ForwardError::TooMany);
             }
@@ -218,45 +237,89 @@ impl ForwardTable {
     }
 
     /// The set without these.
-    pub(crate) fn without(&self, specs: &[Spec]) -> Result<Vec<Spec>, ForwardError> {
+    pub(crate) fn without(
+        &self,
+        direction: Direction,
+        specs: &[Spec],
+    ) -> Result<Vec<Wanted>, ForwardError> {
         for spec in specs {
-            if !self.entries.iter().any(|e| e.spec == *spec) {
-                return Err(ForwardError::NotFound(spec.clone().into()));
+            match self.entries.iter().find(|e| e.is(direction, spec)) {
+                None => return Err(ForwardError::NotFound(spec.clone().into())),
+                Some(entry) if entry.is_automatic => {
+                    return Err(ForwardError::Automatic(spec.clone().into()));
+                }
+                Some(_) => {}
             }
         }
-        let left = self.entries.iter().filter(|e| !specs.contains(&e.spec));
-        Ok(left.map(|e| e.spec.clone()).collect())
+        let left = self.entries.iter().filter(|e| !specs.iter().any(|s| e.is(direction, s)));
+        Ok(left.map(Entry::wanted).collect())
+    }
+
+    /// The set in which these have taken the place of all that were asked for in that direction.
+    pub(crate) fn replaced(&self, direction: Direction, specs: Vec<Spec>) -> Vec<Wanted> {
+        let others = self.entries.iter().filter(|e| e.direction != direction || e.is_automatic);
+        let mut wanted: Vec<Wanted> = others.map(Entry::wanted).collect();
+        wanted.extend(specs.into_iter().map(|spec| Wanted {
+            direction,
+            spec,
+            is_automatic: false,
+        }));
+        wanted
+    }
+
+    /// The set in which these are the automatic ones.
+    pub(crate) fn following(&self, automatic: impl IntoIterator<Item = Wanted>) -> Vec<Wanted> {
+        let asked_for = self.entries.iter().filter(|e| !e.is_automatic);
+        asked_for.map(Entry::wanted).chain(automatic).collect()
     }
 
     /// Opens what is missing for `wanted` to be in force.
-    pub(crate) fn plan(&self, wanted: Vec<Spec>) -> Result<Change, ForwardError> {
+    pub(crate) fn plan(&mut self, mut wanted: Vec<Wanted>) -> Result<Change, ForwardError> {
         if wanted.len() > FORWARDS_MAX {
             return Err(ForwardError::TooMany);
         }
+        // The automatic ones give way to the others.
+        wanted.sort_by_key(|wanted| wanted.is_automatic);
         let mut change = Change {
             entries: Vec::with_capacity(wanted.len()),
             opened: BTreeMap::new(),
             last_id: self.last_id,
             listeners: Vec::new(),
             warnings: Vec::new(),
+            left_out: Vec::new(),
         };
         let mut claimed: BTreeMap<ListenAt, Spec> = BTreeMap::new();
-        for spec in wanted {
-            for at in listening(&spec) {
-                if let Some(other) = claimed.insert(at, spec.clone()) {
-                    let spec = spec.clone().into();
-                    return Err(ForwardError::Overlap { spec, other: other.into() });
-                }
-                if claimed.len() > LISTENERS_MAX {
-                    return Err(ForwardError::TooMany);
-                }
-            }
-            match self.entries.iter().find(|e| e.spec == spec) {
-                Some(entry) => change.entries.push(entry.clone()),
-                None => self.open(spec, &mut change)?,
+        for wanted in wanted {
+            match self.add(&wanted, &mut claimed, &mut change) {
+                Ok(()) => {}
+                Err(error) if wanted.is_automatic => change.left_out.push((wanted, error)),
+                Err(error) => return Err(error),
             }
         }
         Ok(change)
+    }
+
+    fn add(
+        &mut self,
+        wanted: &Wanted,
+        claimed: &mut BTreeMap<ListenAt, Spec>,
+        change: &mut Change,
+    ) -> Result<(), ForwardError> {
+        for at in listening(wanted.direction, &wanted.spec) {
+            if let Some(other) = claimed.get(&at) {
+                let spec = wanted.spec.clone().into();
+                return Err(ForwardError::Overlap { spec, other: other.clone().into() });
+            }
+            if claimed.len() >= LISTENERS_MAX {
+                return Err(ForwardError::TooMany);
+            }
+            claimed.insert(at, wanted.spec.clone());
+        }
+        match self.entries.iter().find(|e| e.wanted() == *wanted) {
+            Some(entry) => change.entries.push(entry.clone()),
+            None => self.open(wanted, change)?,
+        }
+        Ok(())
     }
 
     /// What was planned is now in force.
@@ -269,33 +332,40 @@ impl ForwardTable {
     }
 
     /// Opens the sockets of one new forward.
-    fn open(&self, spec: Spec, change: &mut Change) -> Result<(), ForwardError> {
-        change.last_id += 1;
-        let id = ForwardId(change.last_id);
-        let mut entry = Entry { id, at: Vec::new(), spec };
-        for at in listening(&entry.spec) {
-            let socket = match self.socket(&at, &entry.spec, change) {
+    fn open(&mut self, wanted: &Wanted, change: &mut Change) -> Result<(), ForwardError> {
+        let Wanted { direction, ref spec, is_automatic } = *wanted;
+        let id = ForwardId(change.last_id + 1);
+        let mut entry = Entry { id, direction, spec: spec.clone(), is_automatic, at: Vec::new() };
+        let mut listeners = Vec::new();
+        for at in listening(direction, spec) {
+            let socket = match self.socket(&at, spec, change) {
                 Ok(socket) => socket,
                 // Nobody asked for IPv6 by name.
-                Err(ForwardError::NoIpv6(_)) if entry.spec.host.is_none() => {
-                    let told = format!("{}: IPv4 only, this host has no IPv6", entry.spec);
-                    if change.warnings.last() != Some(&told) {
+                Err(ForwardError::NoIpv6 { place, .. }) if spec.host.is_none() => {
+                    let told = format!("{spec}: IPv4 only, {place} has no IPv6");
+                    if !is_automatic && change.warnings.last() != Some(&told) {
                         change.warnings.push(told);
                     }
                     continue;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // What this one has opened is closed again, if it alone is left out.
+                    change.opened.retain(|opened, _| !entry.at.contains(opened));
+                    return Err(error);
+                }
             };
-            change.listeners.push(NewListener { forward: id, protocol: at.protocol, socket });
+            listeners.push(NewListener { forward: id, protocol: at.protocol, socket });
             entry.at.push(at);
         }
+        change.last_id = id.0;
+        change.listeners.append(&mut listeners);
         change.entries.push(entry);
         Ok(())
     }
 
     /// A descriptor for the data path of the socket that listens there.
     fn socket(
-        &self,
+        &mut self,
         at: &ListenAt,
         spec: &Spec,
         change: &mut Change,
@@ -303,7 +373,7 @@ impl ForwardTable {
         if let Some(open) = self.sockets.get(at) {
             return duplicate(open, at);
         }
-        let socket = match listen::open(at) {
+        let socket = match listen::open(at, self.namespace.as_mut()) {
             Err(ForwardError::PortInUse { port, protocol, holder }) => {
                 let other = self.listener_on(at).or_else(|| listener_on(&change.entries, at));
                 return Err(match other {
@@ -328,7 +398,8 @@ impl ForwardTable {
 /// The forward of ours that has the port: on all addresses where `at` is on one, or the other way round.
 fn listener_on(entries: &[Entry], at: &ListenAt) -> Option<Spec> {
     let has_port = |other: &ListenAt| {
-        other.protocol == at.protocol
+        other.direction == at.direction
+            && other.protocol == at.protocol
             && other.address.port() == at.address.port()
             && other.address.is_ipv4() == at.address.is_ipv4()
     };
@@ -339,19 +410,25 @@ fn duplicate(socket: &OwnedFd, at: &ListenAt) -> Result<OwnedFd, ForwardError> {
     socket.try_clone().map_err(|_| ForwardError::TooManyFiles { at: at.to_string() })
 }
 
-/// Where a forward listens: its ports, in every family that it is for.
-fn listening(spec: &Spec) -> impl Iterator<Item = ListenAt> + '_ {
-    let all = |address: IpAddr| HostAddress { address, interface: None };
-    let v4 = || all(Ipv4Addr::UNSPECIFIED.into());
-    let v6 = || all(Ipv6Addr::UNSPECIFIED.into());
-    let addresses = match (&spec.host, spec.guest) {
+/// Where a forward listens: its ports, in every family that it is for. Where no address is given that is
+/// everywhere on the host, and in the namespace its loopback: what is led out of it is for its own programs.
+fn listening(direction: Direction, spec: &Spec) -> impl Iterator<Item = ListenAt> + '_ {
+    let on = |v4: Ipv4Addr, v6: Ipv6Addr| {
+        let all = |address| HostAddress { address, interface: None };
+        match spec.guest {
+            Some(IpAddr::V4(_)) => vec![all(v4.into())],
+            Some(IpAddr::V6(_)) => vec![all(v6.into())],
+            None => vec![all(v4.into()), all(v6.into())],
+        }
+    };
+    let addresses = match (&spec.host, direction) {
         (Some(host), _) => vec![host.clone()],
-        (None, Some(IpAddr::V4(_))) => vec![v4()],
-        (None, Some(IpAddr::V6(_))) => vec![v6()],
-        (None, None) => vec![v4(), v6()],
+        (None, Direction::Inward) => on(Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
+        (None, Direction::Outward) => on(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
     };
     addresses.into_iter().flat_map(move |host| {
         spec.host_ports.iter().map(move |port| ListenAt {
+            direction,
             protocol: spec.protocol,
             address: SocketAddr::new(host.address, port),
             interface: host.interface.clone(),
@@ -382,7 +459,8 @@ mod tests {
     }
 
     fn set(table: &mut ForwardTable, specs: &[String]) -> Result<Vec<NewListener>, ForwardError> {
-        let mut change = table.plan(specs.iter().map(|s| spec(s)).collect())?;
+        let specs = specs.iter().map(|s| spec(s)).collect();
+        let mut change = table.plan(table.replaced(Direction::Inward, specs))?;
         let listeners = change.take_listeners();
         table.commit(change);
         Ok(listeners)
@@ -403,7 +481,9 @@ mod tests {
         let port = taken.local_addr().unwrap().port();
         let free = free_port();
         let wanted = vec![spec(&format!("{free}:80")), spec(&format!("{port}:80"))];
-        let error = ForwardTable::default().plan(wanted).expect_err("the port is busy").to_string();
+        let mut table = ForwardTable::default();
+        let wanted = table.replaced(Direction::Inward, wanted);
+        let error = table.plan(wanted).expect_err("the port is busy").to_string();
         let start = format!("port {port}/tcp is in use by ");
         let end = format!("(pid {})", std::process::id());
         assert!(error.starts_with(&start) && error.ends_with(&end), "{error}");
@@ -441,7 +521,8 @@ mod tests {
         let port = free_port();
         let (mut table, listeners) = table(&[format!("127.0.0.1:{port}:80/udp")]);
         assert!(UdpSocket::bind(("127.0.0.1", port)).is_err());
-        let left = table.without(&[spec(&format!("127.0.0.1:{port}:80/udp"))]).unwrap();
+        let gone = [spec(&format!("127.0.0.1:{port}:80/udp"))];
+        let left = table.without(Direction::Inward, &gone).unwrap();
         let change = table.plan(left).unwrap();
         table.commit(change);
         drop(listeners);
@@ -453,23 +534,33 @@ mod tests {
         let port = free_port();
         let one = format!("127.0.0.1:{port}:80/tcp");
         let all = format!("0.0.0.0:{port}:80/tcp");
-        let (table, _listeners) = table(std::slice::from_ref(&one));
-        let error = |wanted| table.plan(wanted).expect_err("a collision").to_string();
+        let (mut table, _listeners) = table(std::slice::from_ref(&one));
+        let mut error = |specs| {
+            let wanted = table.replaced(Direction::Inward, specs);
+            table.plan(wanted).expect_err("a collision").to_string()
+        };
         assert_eq!(error(vec![spec(&one), spec(&all)]), format!("{all} listens where {one} does"));
         let twice = spec(&format!("127.0.0.1:{port}:81"));
         assert_eq!(
             error(vec![spec(&one), twice.clone()]),
             format!("{twice} listens where {one} does")
         );
-        let exists = table.with(vec![spec(&one)]).expect_err("there already").to_string();
+        let exists = table.with(Direction::Inward, vec![spec(&one)]);
+        let exists = exists.expect_err("there already").to_string();
         assert_eq!(exists, format!("{one} is forwarded already"));
-        assert!(matches!(table.without(&[twice]), Err(ForwardError::NotFound(_))));
+        assert!(matches!(
+            table.without(Direction::Inward, &[twice]),
+            Err(ForwardError::NotFound(_))
+        ));
     }
 
     #[test]
     fn limits_and_refusals_have_messages() {
-        let table = ForwardTable::default();
-        let error = |text: &str| table.plan(vec![spec(text)]).expect_err(text).to_string();
+        let mut table = ForwardTable::default();
+        let mut error = |text: &str| {
+            let wanted = table.replaced(Direction::Inward, vec![spec(text)]);
+            table.plan(wanted).expect_err(text).to_string()
+        };
         assert!(error("1-65535").starts_with("too many forwards"));
         assert!(error("192.0.2.1:8080:80").contains("it takes an address of this host"));
         assert_eq!(error("0.0.0.0%nosuch0:8080:80"), "there is no interface nosuch0");

@@ -27,6 +27,7 @@ use crate::api::protocol::Outcome;
 use crate::api::server::Server;
 use crate::forwards::follow::Follower;
 use crate::forwards::{Change, Direction, Entry, ForwardError, ForwardTable, Leads, Wanted};
+use crate::logging::Warnings;
 use crate::resolv::ResolvConf;
 use crate::spec::Spec;
 
@@ -58,8 +59,8 @@ pub(crate) struct Facts {
     pub(crate) config: Config,
     /// What of the host the guest reaches.
     pub(crate) access: Access,
-    /// What did not work out.
-    pub(crate) warnings: Vec<String>,
+    /// What did not work out, until now.
+    pub(crate) warnings: Warnings,
     /// When the network was there.
     pub(crate) ready: Instant,
 }
@@ -313,7 +314,7 @@ impl Control {
                 leases: now.leases_in_use.into(),
                 leases_max: now.leases_max.into(),
             },
-            warnings: warnings.clone(),
+            warnings: warnings.lines(),
             counters: now.counters.iter().map(|&(name, n)| (name.to_owned(), n)).collect(),
         })
     }

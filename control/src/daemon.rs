@@ -43,6 +43,7 @@ use crate::api::server::Server;
 use crate::control::{Cause, Control, Ends, Facts};
 use crate::forwards::follow::Follower;
 use crate::forwards::{Change, Direction, ForwardError, ForwardTable};
+use crate::logging::Warnings;
 use crate::options::Options;
 use crate::plan::{Link, LogFormat, MTU_MAX, Namespace, Plan, Resolvers};
 use crate::program::Program;
@@ -165,7 +166,7 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     // First of all: see `inherited::take`.
     let ready = claim("--ready-fd", plan.ready_fd)?;
     let exit = claim("--exit-fd", plan.exit_fd)?;
-    logging::start(plan.log);
+    let told = logging::start(plan.log);
     let signals = block_signals()?;
     let pcap = plan.pcap.as_deref().map(create_capture).transpose()?;
     // A lower limit is no reason not to start.
@@ -175,7 +176,7 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     let config = config(plan)?;
     let Link::Namespace(namespace) = &plan.link;
     let attached = namespace::attach(&request(plan, namespace, &config))?;
-    let given = Given { signals, exit, server, pcap };
+    let given = Given { told, signals, exit, server, pcap };
     let Prepared { control, first, setup } = prepare(plan, config, attached, given)?;
 
     let (runtime, handle) = Runtime::new(setup)?;
@@ -190,6 +191,7 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
 
 /// What the caller and the file system gave us.
 struct Given {
+    told: Warnings,
     signals: SignalFd,
     exit: Option<OwnedFd>,
     server: Option<Server>,
@@ -240,7 +242,7 @@ fn prepare(
         tap: namespace.tap_name.clone(),
         config,
         access: plan.access.clone(),
-        warnings,
+        warnings: given.told.clone(),
         ready: Instant::now(),
     };
     let data_path = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)

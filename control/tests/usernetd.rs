@@ -543,3 +543,27 @@ fn a_change_of_resolv_conf_is_followed() {
         eventually("the new resolvers are in force", || resolvers() == expected);
     }
 }
+
+#[test]
+fn what_goes_wrong_later_is_in_the_status_too() {
+    for account in Account::each() {
+        // An /etc of our own, so that the file can go.
+        let (etc, socket) = (account.home.join("etc"), account.home.join("s"));
+        fs::create_dir(&etc).unwrap();
+        fs::write(etc.join("resolv.conf"), "nameserver 192.0.2.1\n").unwrap();
+        let replace = format!("mount --bind {} /etc", etc.display());
+        let line = format!("--api-socket {} --log-level error", socket.display());
+        let daemon = Daemon::start(usernetd_after(&account, &replace, &line), socket);
+        let count = || {
+            let status = status_as(&account, &daemon.socket);
+            let lines = status["warnings"].as_array().unwrap().clone();
+            let is_it = |line: &&Value| {
+                line.as_str().unwrap().starts_with("cannot read /etc/resolv.conf any more")
+            };
+            lines.iter().filter(is_it).count()
+        };
+        assert_eq!(count(), 0);
+        fs::remove_file(etc.join("resolv.conf")).unwrap();
+        eventually("the warning is there", || count() == 1);
+    }
+}

@@ -10,8 +10,8 @@ use std::time::Duration;
 use usernet_lab::lab::search_path;
 use usernet_lab::{Done, Lab, Namespace, Running, wait_until};
 
-use crate::Tool;
 use crate::tool::installed;
+use crate::{Tool, trixie};
 
 /// How long an engine may take for what it is asked. One that hangs is ended and its output shown.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,9 +38,20 @@ pub struct Containers {
 }
 
 impl Containers {
-    /// A new machine with the image and nothing else; `root`: another distribution's, see [`crate::trixie`].
-    pub fn new(tool: Tool, root: Option<&Path>) -> Self {
-        let lab = Lab::machine(root);
+    /// A new machine with what is installed here, the image, and nothing else.
+    pub fn new(tool: Tool) -> Self {
+        Self::on(Lab::machine(None), tool)
+    }
+
+    /// The same with Debian 13, [`crate::trixie`].
+    pub fn trixie(tool: Tool) -> Self {
+        let root = trixie::root().expect("a test says its needs");
+        Self::on(Lab::machine(Some(&root)), tool)
+    }
+
+    fn on(lab: Lab, tool: Tool) -> Self {
+        // Nobody answers there; but a machine has routes, and some tools look for them.
+        lab.host().ip("route add default via 192.0.2.254\nroute add default via 2001:db8::fe");
         let uid = lab.host().run(&["id", "-u"]).ok().trim().parse().expect("a number");
         let home = usernet_lab::helper::machine::home(lab.dir());
         let runtime_dir = usernet_lab::helper::machine::runtime_dir(uid);
@@ -189,6 +200,19 @@ impl Containers {
         self.podman(&[&["exec", name, "/usernet-lab"], args].concat())
     }
 
+    /// Serves `www` of the user's home over HTTP, at `ADDRESS:PORT` in a namespace.
+    #[track_caller]
+    pub fn web_server(&self, namespace: &Namespace, address: &str) -> Running {
+        let folder = self.home.join("www").to_string_lossy().into_owned();
+        let busybox = self.lab.program("busybox");
+        let server =
+            namespace.spawn_admin(&[&busybox, "httpd", "-f", "-p", address, "-h", &folder]);
+        let port = address.rsplit(':').next().and_then(|port| port.parse().ok());
+        let port = port.expect("an address ends with a port");
+        assert!(wait_until(PATIENCE, || namespace.listens_on(port)), "{}", server.err());
+        server
+    }
+
     /// Removes all containers and pods; then nothing may be left of their networks.
     #[track_caller]
     pub fn remove_all(&self) {
@@ -207,7 +231,7 @@ impl Containers {
     fn remains(&self) -> String {
         let lab = self.lab.program("usernet-lab");
         let processes = self.host().admin(&[&lab, "processes"]);
-        let known = [&*lab, " dnsmasq ", "catatonit -P"];
+        let known = [&*lab, &*self.lab.program("busybox"), " dnsmasq ", "catatonit -P"];
         let left = processes.lines().filter(|line| !known.iter().any(|name| line.contains(name)));
         let namespaces = self.find("netns", "f");
         left.map(str::to_owned).chain(namespaces).collect::<Vec<_>>().join("\n")

@@ -9,6 +9,7 @@
 
 pub mod containers;
 pub mod tool;
+pub mod trixie;
 
 pub use containers::Containers;
 pub use tool::{Kind, Tool};

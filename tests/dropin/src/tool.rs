@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use usernet_lab::{Lab, skip};
 
+use crate::trixie;
+
 /// Whose program answers to the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -55,7 +57,10 @@ impl Tool {
             fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))
                 .expect("our own folder");
             let target = match self.kind {
-                Kind::Reference => installed(self.name).expect("a test says what it needs"),
+                // Another distribution's, in the same place, if the lab's host has that.
+                Kind::Reference => {
+                    installed(self.name).unwrap_or_else(|| Path::new("/usr/bin").join(self.name))
+                }
                 Kind::Ours => PathBuf::from(lab.program("usernetd")),
             };
             symlink(target, folder.join(self.name)).expect("a symlink in our own folder");
@@ -91,10 +96,14 @@ pub enum Known {
     },
 }
 
-/// Runs one test for one tool. [`both_tools!`](crate::both_tools) calls it.
+/// Runs one test for one tool. What it needs are programs, or `debian 13`. [`both_tools!`](crate::both_tools) calls it.
 pub fn run(name: &str, tool: Tool, needs: &[&str], known: Known, body: fn(Tool)) {
     let name = format!("{name} ({tool})");
-    if let Some(reason) = skip::missing(needs).or_else(|| tool.missing()) {
+    let (debian13, programs): (Vec<_>, Vec<_>) =
+        needs.iter().partition(|need| **need == "debian 13");
+    let reason =
+        if debian13.is_empty() { tool.missing() } else { trixie::missing().map(str::to_owned) };
+    if let Some(reason) = skip::missing(&programs).or(reason) {
         return skip::skip(&name, &reason);
     }
     match (tool.kind, known) {

@@ -45,6 +45,10 @@ pub fn runtime_dir(uid: u32) -> PathBuf {
 /// Makes and holds it; `root`: a folder with another distribution.
 pub(super) fn hold_machine(dir: &Path, root: Option<&Path>) -> Outcome {
     let mut mapper = start_mapper()?;
+    if let Some(root) = root {
+        // As whoever we are now: the user may not be able to reach it.
+        std::env::set_current_dir(root)?;
+    }
     basic::become_ordinary()?;
     let (uid, gid) = (geteuid(), getegid());
     let namespaces = CloneFlags::CLONE_NEWUSER
@@ -58,8 +62,8 @@ pub(super) fn hold_machine(dir: &Path, root: Option<&Path>) -> Outcome {
         return Err("the user has no subordinate ids: see subuid(5)".into());
     }
     basic::private_mounts()?;
-    if let Some(root) = root {
-        change_root(dir, root)?;
+    if root.is_some() {
+        change_root(dir)?;
     }
     tmpfs(Path::new("/run"), None)?;
     tmpfs(&home(dir), Some((uid, gid)))?;
@@ -148,12 +152,12 @@ fn own_folder(path: &Path, uid: Uid, gid: Gid) -> Outcome {
     Ok(())
 }
 
-/// Makes `root` the root; the kernel's file systems, the devices and the lab's folder stay where they are.
-fn change_root(dir: &Path, root: &Path) -> Outcome {
+/// Makes the current folder the root; the kernel's file systems, the devices and the lab's folder stay where they are.
+fn change_root(dir: &Path) -> Outcome {
     let new = dir.join("root");
     fs::create_dir_all(&new)?;
     let none = None::<&str>;
-    mount(Some(root), &new, none, MsFlags::MS_BIND, none)?;
+    mount(Some("."), &new, none, MsFlags::MS_BIND, none)?;
     for name in ["proc", "sys", "dev"] {
         let from = Path::new("/").join(name);
         mount(Some(&from), &new.join(name), none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;

@@ -363,7 +363,10 @@ fn request(plan: &Plan, namespace: &Namespace, config: &Config) -> Request {
         guest_mac: plan.guest_mac,
         net4: plan.net4,
         net6: plan.net6,
+        further: namespace.further.clone(),
+        routes: namespace.routes.clone(),
         configure: namespace.configure,
+        loopback_up: namespace.loopback_up,
         offload: namespace.offload,
         txqueuelen: TAP_QUEUE_PACKETS,
     }

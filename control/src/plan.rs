@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use usernet_core::config::{Announced, MacAddr, Net4, Net6, Protocols, Services, Timeouts};
 use usernet_core::rules::Access;
-use usernet_driver::namespace::Target;
+use usernet_driver::namespace::{Route, Target};
 use usernet_driver::{BackendChoice, Outbound};
 
 use crate::forwards::Automatic;
@@ -96,8 +96,14 @@ pub struct Namespace {
     pub userns: Option<PathBuf>,
     /// The TAP's name there.
     pub tap_name: String,
+    /// Further addresses of it with their prefix lengths, beside those of the plan's networks.
+    pub further: Vec<(IpAddr, u8)>,
+    /// Routes over it, beside the default ones.
+    pub routes: Vec<Route>,
     /// Whether the devices are brought up, with addresses and routes.
     pub configure: bool,
+    /// Whether `lo` is brought up even if the rest is not.
+    pub loopback_up: bool,
     /// Whether the TAP takes over checksums and segmentation.
     pub offload: bool,
 }

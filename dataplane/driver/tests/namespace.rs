@@ -204,7 +204,10 @@ fn request(target: Target) -> Request {
         guest_mac: config.guest_mac,
         net4: config.net4,
         net6: config.net6,
+        further: Vec::new(),
+        routes: Vec::new(),
         configure: true,
+        loopback_up: false,
         offload: true,
         txqueuelen: 4000,
     }

@@ -1,4 +1,4 @@
-//! Configuring the namespace: the TAP's MTU and Ethernet address, `lo`, addresses, default routes.
+//! Configuring the namespace: the TAP's MTU and Ethernet address, `lo`, addresses, routes.
 
 use std::net::IpAddr;
 
@@ -12,9 +12,9 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
-use super::Request;
 use super::message::{Failure, Step};
 use super::netlink::Rtnetlink;
+use super::{Request, Route};
 
 /// `lo` is the first device of every namespace (`loopback_net_init` in drivers/net/loopback.c asserts it).
 const LOOPBACK_INDEX: u32 = 1;
@@ -28,10 +28,14 @@ pub(super) fn configure(request: &Request) -> Result<Vec<String>, Failure> {
     let index = nix::net::if_::if_nametoindex(request.tap_name.as_str()).map_err(find)?;
     let mut netlink = Rtnetlink::open().map_err(Failure::at(Step::FindTap))?;
     set_link(&mut netlink, request, index).map_err(Failure::at(Step::SetLink))?;
-    if !request.configure {
+    if !request.configure && !request.loopback_up {
         return Ok(Vec::new());
     }
-    let warnings = set_addresses(&mut netlink, request, index)?;
+    let mut warnings = Vec::new();
+    if request.configure {
+        warnings = set_addresses(&mut netlink, request, index)?;
+        set_further(&mut netlink, request, index, &mut warnings);
+    }
     // Last, because it is all that would stay behind if another step failed: the TAP vanishes with its descriptor,
     // but the kernel leaves 127.0.0.1 on a `lo` that is taken down again.
     set_up(&mut netlink, LOOPBACK_INDEX).map_err(Failure::at(Step::LoopbackUp))?;
@@ -89,8 +93,9 @@ fn set_addresses(
         return Ok(warnings);
     }
     match add_address(netlink, index, net6.guest.into(), net6.prefix) {
-        Ok(()) if !net6.is_default_route => {}
-        Ok(()) => {
+        Ok(()) | Err(Errno::EEXIST) if !net6.is_default_route => {}
+        // A link-local address is there as soon as the device is up.
+        Ok(()) | Err(Errno::EEXIST) => {
             let gateway = net6.gateway.into();
             let is_on_link = is_same_network(net6.guest.into(), gateway, net6.prefix);
             let added = add_default_route(netlink, index, gateway, is_on_link);
@@ -104,6 +109,42 @@ fn set_addresses(
         Err(errno) => return Err(Failure { step: Step::Address6, errno }),
     }
     Ok(warnings)
+}
+
+/// Further addresses, and then further routes: what is on the link first, because routers are reached by it.
+fn set_further(netlink: &mut Rtnetlink, request: &Request, index: u32, warnings: &mut Vec<String>) {
+    let has_ipv6 = request.mtu >= IPV6_MTU_MIN;
+    for &(address, prefix) in &request.further {
+        if address.is_ipv6() && !has_ipv6 {
+            continue;
+        }
+        match add_address(netlink, index, address, prefix) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => {
+                warnings.push(format!("the namespace goes without {address}/{prefix}: {errno}"))
+            }
+        }
+    }
+    let (routed, on_link): (Vec<&Route>, Vec<&Route>) =
+        request.routes.iter().partition(|route| route.gateway.is_some());
+    for route in on_link.into_iter().chain(routed) {
+        if route.to.0.is_ipv6() && !has_ipv6 {
+            continue;
+        }
+        let added = match add_route(netlink, index, route, false) {
+            // The router is in no network of the device: it is on the link all the same.
+            Err(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EINVAL) => {
+                add_route(netlink, index, route, true)
+            }
+            added => added,
+        };
+        let (to, len) = route.to;
+        match added {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => warnings
+                .push(format!("the namespace goes without the route to {to}/{len}: {errno}")),
+        }
+    }
 }
 
 /// A default route that is there is somebody's choice: it stays.
@@ -158,20 +199,48 @@ fn add_default_route(
     gateway: IpAddr,
     is_on_link: bool,
 ) -> nix::Result<()> {
+    let any = match gateway {
+        IpAddr::V4(_) => IpAddr::from([0; 4]),
+        IpAddr::V6(_) => IpAddr::from([0; 16]),
+    };
+    let route = Route { to: (any, 0), gateway: Some(gateway), metric: None };
+    add_route(netlink, index, &route, !is_on_link)
+}
+
+/// Adds a route. `as_on_link`: the router answers on the link, whatever its address.
+fn add_route(
+    netlink: &mut Rtnetlink,
+    index: u32,
+    route: &Route,
+    as_on_link: bool,
+) -> nix::Result<()> {
+    let (to, prefix) = route.to;
     let mut message = RouteMessage::default();
     message.header = RouteHeader {
-        address_family: family(gateway),
+        address_family: family(to),
+        destination_prefix_length: prefix,
         table: RouteHeader::RT_TABLE_MAIN,
         protocol: RouteProtocol::Boot,
-        scope: RouteScope::Universe,
+        scope: match (route.gateway, to) {
+            (None, IpAddr::V4(_)) => RouteScope::Link,
+            (Some(_), _) | (None, IpAddr::V6(_)) => RouteScope::Universe,
+        },
         kind: RouteType::Unicast,
         ..RouteHeader::default()
     };
-    if !is_on_link {
+    message.attributes = vec![RouteAttribute::Oif(index)];
+    if prefix > 0 {
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(to)));
+    }
+    if let Some(gateway) = route.gateway {
+        message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(gateway)));
+    }
+    if let Some(metric) = route.metric {
+        message.attributes.push(RouteAttribute::Priority(metric));
+    }
+    if as_on_link {
         message.header.flags |= RouteFlags::Onlink;
     }
-    message.attributes =
-        vec![RouteAttribute::Oif(index), RouteAttribute::Gateway(RouteAddress::from(gateway))];
     netlink.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 

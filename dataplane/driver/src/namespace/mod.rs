@@ -48,10 +48,12 @@ mod message;
 mod netlink;
 mod ports;
 mod sockets;
+mod survey;
 mod tap;
 mod target;
 mod watch;
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -64,6 +66,7 @@ pub use egress::{Egress, egress_mtu};
 pub use error::AttachError;
 pub use ports::{Listening, Ports};
 pub use sockets::NamespaceListeners;
+pub use survey::{HostRoute, Interface, Route, Survey};
 
 use channel::Channel;
 use helper::Channels;
@@ -100,9 +103,15 @@ pub struct Request {
     pub net4: Option<Net4>,
     /// Its IPv6 address and default route.
     pub net6: Option<Net6>,
-    /// Bring `lo` and the TAP up and set addresses and default routes. Without: the TAP is made, down, with MTU
-    /// and Ethernet address only.
+    /// Further addresses of it, with their prefix lengths.
+    pub further: Vec<(IpAddr, u8)>,
+    /// Routes over it, beside the default ones. One that cannot be had is told and left out.
+    pub routes: Vec<Route>,
+    /// Bring `lo` and the TAP up and set addresses and routes. Without: the TAP is made, down, with MTU and
+    /// Ethernet address only.
     pub configure: bool,
+    /// Bring `lo` up even without `configure`.
+    pub loopback_up: bool,
     /// Use what the kernel takes over of checksums and segmentation.
     pub offload: bool,
     /// The length of the TAP's transmit queue, in packets: what the guest sends waits there to be read.

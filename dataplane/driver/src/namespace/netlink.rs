@@ -1,7 +1,7 @@
 //! One question, one answer: rtnetlink without an event loop.
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkMessage;
@@ -41,6 +41,47 @@ impl Rtnetlink {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> nix::Result<Option<RouteNetlinkMessage>> {
+        self.send(message, flags)?;
+        self.answer()
+    }
+
+    /// Asks for all there is of a kind, one message each.
+    pub(super) fn dump(
+        &mut self,
+        message: RouteNetlinkMessage,
+        mut each: impl FnMut(RouteNetlinkMessage),
+    ) -> nix::Result<()> {
+        self.send(message, NLM_F_DUMP)?;
+        loop {
+            self.receive()?;
+            let mut rest = self.answer.as_slice();
+            while !rest.is_empty() {
+                // Kernels newer than the crate may have attributes that it does not understand.
+                let length =
+                    rest.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes) as usize);
+                let (one, behind) = rest.split_at_checked(length).ok_or(Errno::EPROTO)?;
+                rest = behind.get(length.next_multiple_of(4) - length..).unwrap_or_default();
+                if length == 0 {
+                    return Err(Errno::EPROTO);
+                }
+                let Ok(packet) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(one) else {
+                    continue;
+                };
+                match packet.payload {
+                    NetlinkPayload::InnerMessage(message) => each(message),
+                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Error(error) => {
+                        return Err(error
+                            .code
+                            .map_or(Errno::EPROTO, |code| Errno::from_raw(-code.get())));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> nix::Result<()> {
         self.sequence += 1;
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
@@ -49,8 +90,19 @@ impl Rtnetlink {
         packet.finalize();
         let mut bytes = vec![0; packet.buffer_len()];
         packet.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).map_err(errno)?;
-        self.answer()
+        self.socket.send(&bytes, 0).map_err(errno).map(drop)
+    }
+
+    /// Waits for bytes.
+    fn receive(&mut self) -> nix::Result<()> {
+        loop {
+            self.answer.clear();
+            match self.socket.recv(&mut self.answer, 0).map_err(errno) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(other) => return Err(other),
+            }
+        }
     }
 
     /// A device's state.
@@ -66,12 +118,7 @@ impl Rtnetlink {
     /// Waits for the answer to the last request.
     fn answer(&mut self) -> nix::Result<Option<RouteNetlinkMessage>> {
         loop {
-            self.answer.clear();
-            match self.socket.recv(&mut self.answer, 0).map_err(errno) {
-                Ok(_) => {}
-                Err(Errno::EINTR) => continue,
-                Err(other) => return Err(other),
-            }
+            self.receive()?;
             let packet = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&self.answer)
                 .map_err(|_| Errno::EPROTO)?;
             if packet.header.sequence_number != self.sequence {

@@ -1,15 +1,16 @@
 //! What is told on standard error. The packet path tells nothing; it counts.
 //!
 //! What did not work out is kept too, whatever the log level, for those who ask for the status later: see
-//! [`Warnings`].
+//! [`Warnings`]. What is worth knowing there and too little for a warning on standard error is told at a lower level,
+//! with [`FOR_STATUS`] as its target.
 
 use std::fmt::{Debug, Write};
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
-use tracing_subscriber::filter::LevelFilter;
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -21,6 +22,9 @@ const WARNINGS_MAX: usize = 64;
 
 /// As many of them are the first ones: what is wrong from the start stays to be seen.
 const WARNINGS_FIRST: usize = WARNINGS_MAX / 2;
+
+/// The target of what is kept though it is no warning.
+pub(crate) const FOR_STATUS: &str = "usernetd::status";
 
 /// Sends log lines to standard error from here on, and keeps the warnings among them.
 pub(crate) fn start(log: Log) -> Warnings {
@@ -48,7 +52,10 @@ impl Warnings {
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        self.clone().with_filter(LevelFilter::WARN)
+        let is_kept = |event: &Metadata<'_>| {
+            *event.level() <= LevelFilter::WARN || event.target() == FOR_STATUS
+        };
+        self.clone().with_filter(filter_fn(is_kept))
     }
 
     /// What there is by now.
@@ -106,15 +113,18 @@ mod tests {
     }
 
     #[test]
-    fn warnings_and_errors_are_kept_once_and_nothing_else() {
+    fn warnings_errors_and_what_is_for_the_status_are_kept_once_and_nothing_else() {
         let lines = kept(|| {
             for port in [80, 81, 80] {
                 tracing::warn!("port {port} is in use");
             }
             tracing::info!("all is well");
+            tracing::debug!(target: FOR_STATUS, "port 82 is not followed");
             tracing::error!("\"quoted\"");
         });
-        assert_eq!(lines, ["port 80 is in use", "port 81 is in use", "\"quoted\""]);
+        let expected =
+            ["port 80 is in use", "port 81 is in use", "port 82 is not followed", "\"quoted\""];
+        assert_eq!(lines, expected);
     }
 
     #[test]

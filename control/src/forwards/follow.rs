@@ -12,9 +12,9 @@
 //!   datagrams;
 //! - on the host, servers that the loopback does not reach.
 //!
-//! A port that cannot be had on the other side (it is in use there, or reserved for root) is told once, at debug level,
-//! and tried again when its program has gone and come again. A list is not read in one moment, so a forward goes only when
-//! its program was missing twice.
+//! A port that cannot be had on the other side (it is in use there, or reserved for root) is told once, at debug level
+//! and in the status, and tried again when its program has gone and come again. A list is not read in one moment, so
+//! a forward goes only when its program was missing twice.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,6 +26,7 @@ use usernet_core::rules::Protocol;
 use usernet_driver::namespace::{Listening, Ports};
 
 use super::{Direction, Entry, ForwardTable, Wanted};
+use crate::logging::FOR_STATUS;
 use crate::spec::{HostAddress, PortRange, Spec, protocol_name};
 
 /// How often the lists are read.
@@ -148,7 +149,7 @@ impl Follower {
             if self.left_out.insert(key) {
                 let (_, protocol, port) = key;
                 let protocol = protocol_name(protocol);
-                tracing::debug!("port {port}/{protocol} is not followed: {error}");
+                tracing::debug!(target: FOR_STATUS, "port {port}/{protocol} is not followed: {error}");
             }
         }
     }

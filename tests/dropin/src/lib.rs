@@ -8,9 +8,11 @@
 //! Namespaces, programs and traffic are those of [`usernet_lab`].
 
 pub mod containers;
+pub mod machine;
 pub mod tool;
 pub mod trixie;
 
 pub use containers::Containers;
+pub use machine::{Machine, System};
 pub use tool::{Kind, Tool};
 pub use usernet_lab;

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use usernet_dropin::containers::{IMAGE, resolver};
-use usernet_dropin::{Containers, both_tools};
+use usernet_dropin::containers::IMAGE;
+use usernet_dropin::machine::resolver;
+use usernet_dropin::{Containers, System, both_tools};
 use usernet_lab::{Namespace, Running, wait_until};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -18,7 +19,7 @@ fn with_far(machine: &Containers) -> (Namespace, Running) {
 
 both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
     fn a_container_has_the_hosts_addresses_and_routes(tool) needs [] {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         let seen = machine.once(&[], "ip address; ip route; ip -6 route; cat /etc/resolv.conf /etc/hosts");
         let wanted = [
             "wan0", "inet 192.0.2.1/24", "inet6 2001:db8::1/64", "mtu 65520",
@@ -31,7 +32,7 @@ both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
     }
 
     fn a_container_reaches_the_world(tool) needs [] {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         let (far, _cable) = with_far(&machine);
         let _server = far.serve(&["198.51.100.2:7000", "[2001:db8:1::2]:7000"]);
         machine.serve("client", &["--cap-add=net_raw"], &["127.0.0.1:1"]);
@@ -46,7 +47,7 @@ both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
     }
 
     fn names_are_resolved_by_the_hosts_resolver(tool) needs [] {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         let _resolver = resolver(machine.lab(), "one.test", "192.0.2.77");
         let found = machine.once(&[], "nslookup -type=a one.test");
         assert!(found.contains("192.0.2.77"), "{found}");
@@ -54,7 +55,7 @@ both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
     }
 
     fn the_host_has_a_name_in_containers(tool) needs [] {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         machine.write("www/page", "hello from the host");
         let _server = machine.web_server(machine.host(), "192.0.2.1:8000");
         let page = machine.once(&[], "wget -qO- http://host.containers.internal:8000/page");
@@ -63,7 +64,7 @@ both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
     }
 
     fn published_ports_are_reached_from_the_host_and_from_elsewhere(tool) needs [] {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         let (far, _cable) = with_far(&machine);
         let ports = [
             "-p=8080:80", "-p=8080:80/udp", "-p=[::1]:8081:80", "-p=127.0.0.1:8082:80",
@@ -98,14 +99,14 @@ both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
 
     fn a_client_on_the_hosts_own_ipv6_address_is_served(tool) needs []
     reference_fails("only in IPv4 does an address stand for the host", says "Connection reset") {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         machine.serve("server", &["-p=8080:80"], &["[::]:80"]);
         machine.host().peer(&["get", "[2001:db8::1]:8080", "300000"]).ok();
         machine.remove_all();
     }
 
     fn the_users_options_reach_the_tool(tool) needs [] {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         let options = "--network=pasta:-a,10.9.0.5,-n,24,-g,10.9.0.1,-I,eth7,-m,1400,-4";
         let seen = machine.once(&[options], "ip address; ip route; ip -6 address show eth7 scope global");
         for wanted in ["eth7", "inet 10.9.0.5/24", "mtu 1400", "default via 10.9.0.1"] {
@@ -116,7 +117,7 @@ both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
     }
 
     fn loopback_is_reached_by_the_ways_that_are_asked_for(tool) needs [] {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         let _server = machine.host().serve(&["127.0.0.1:7000"]);
         let ways = [
             ("--network=pasta", "169.254.1.2:7000", false),
@@ -133,7 +134,7 @@ both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
     }
 
     fn a_pods_containers_share_the_network(tool) needs [] {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         machine.podman(&["pod", "create", "--name=pod", "-p=8080:80"]).ok();
         machine.serve("one", &["--pod=pod"], &["0.0.0.0:80", "127.0.0.1:81"]);
         machine.serve("two", &["--pod=pod"], &["127.0.0.1:82"]);
@@ -143,7 +144,7 @@ both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
     }
 
     fn a_build_fetches_over_http(tool) needs [] {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         let (far, _cable) = with_far(&machine);
         machine.write("www/page", "hello from afar");
         let _server = machine.web_server(&far, "198.51.100.2:8000");
@@ -155,7 +156,7 @@ both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
     }
 
     fn a_pod_of_kubernetes_is_played(tool) needs [] {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         let pod = format!(
             "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\nspec:\n  containers:\n  - name: server\n    \
              image: {IMAGE}\n    command: [/usernet-lab, serve, '0.0.0.0:80']\n    ports:\n    \
@@ -170,7 +171,7 @@ both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
     }
 
     fn a_custom_network_has_names_ports_and_a_way_out(tool) needs [] {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         let (far, _cable) = with_far(&machine);
         let _server = far.serve(&["198.51.100.2:7000"]);
         machine.podman(&["network", "create", "net1"]).ok();
@@ -187,7 +188,7 @@ both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
     }
 
     fn a_container_restarts_with_its_port(tool) needs [] {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         machine.serve("server", &["-p=8080:80"], &["0.0.0.0:80"]);
         for _ in 0..3 {
             machine.host().peer(&["get", "127.0.0.1:8080", "300000"]).ok();
@@ -201,7 +202,7 @@ both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
     }
 
     fn a_port_that_is_taken_is_named_and_nothing_is_left(tool) needs [] {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         let _busy = machine.host().serve(&["[::]:8080"]);
         let done = machine.podman(&["run", "-d", "-p", "8080:80", IMAGE, "sleep", "100"]);
         assert!(!done.is_ok(), "{done}");
@@ -210,7 +211,7 @@ both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
     }
 
     fn an_option_that_nobody_knows_is_named(tool) needs [] {
-        let machine = Containers::trixie(tool);
+        let machine = Containers::new(System::Debian13, tool);
         let done = machine.podman(&["run", "--rm", "--network=pasta:--no-such-option", IMAGE, "true"]);
         assert!(!done.is_ok(), "{done}");
         assert!(done.err.contains("unrecognized option '--no-such-option'"), "{done}");

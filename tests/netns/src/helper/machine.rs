@@ -195,7 +195,8 @@ fn enter_user(home: &Path, uid: Uid, gid: Gid) -> Outcome {
     replace("/etc/passwd", &format!(":x:{uid}:"), &line)?;
     replace("/etc/group", &format!(":x:{gid}:"), &format!("tester:x:{gid}:\n"))?;
     for file in ["/etc/subuid", "/etc/subgid"] {
-        put(file, &format!("{uid}:{FIRST_SUB_ID}:{SUB_IDS}\n"))?;
+        // By name: RootlessKit 1 finds a number twice.
+        put(file, &format!("tester:{FIRST_SUB_ID}:{SUB_IDS}\n"))?;
     }
     Ok(())
 }

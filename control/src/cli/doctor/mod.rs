@@ -6,6 +6,7 @@
 //! child that ends at once, so nothing stays behind.
 
 mod network;
+mod podman;
 mod privilege;
 
 use std::process::ExitCode;
@@ -94,6 +95,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<ExitCode, Error> {
         network::ipv4_route(),
         network::ipv6_route(),
     ];
+    let checks: Vec<Check> = checks.into_iter().chain(podman::tools()).collect();
     let is_fit = checks.iter().all(|check| check.status != Verdict::Missing);
     args.output.print(|| json!({ "ok": is_fit, "checks": checks }), || text(&checks, is_fit));
     Ok(if is_fit { ExitCode::SUCCESS } else { ExitCode::from(status::FAILURE) })

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ pub(crate) struct Readiness {
     pub(crate) pid_file: Option<PathBuf>,
     /// What standard output gets.
     pub(crate) announcement: Announcement,
+    /// The TAP's descriptor.
+    pub(crate) tap: RawFd,
     /// When the program was started.
     pub(crate) started: Instant,
 }
@@ -37,6 +39,12 @@ impl Readiness {
         let line = match self.announcement {
             Announcement::Nothing => None,
             Announcement::Summary(format) => Some(summary(control, format, took)),
+            Announcement::TapAnd(text) => {
+                let (fd, tap) = (self.tap, &control.facts.tap);
+                let lines = format!("sent tapfd={fd} for {tap}\nreceived tapfd={fd}\n");
+                let _ = io::stderr().write_all(lines.as_bytes());
+                Some(text)
+            }
         };
         if let Some(ready) = self.ready {
             File::from(ready).write_all(b"1").map_err(DaemonError::Ready)?;

@@ -20,7 +20,7 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -126,12 +126,13 @@ impl DaemonError {
 /// `usernetd`: reads the command line (without a name in front) and runs until the end.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let started = Instant::now();
-    end(&Options::from_command_line(args).plan(), started)
+    let plan = Options::from_command_line(args).plan();
+    end(&plan, run(&plan, started))
 }
 
-/// Runs a plan and says how it ended, as an exit status and, if it failed, in one line.
-pub(crate) fn end(plan: &Plan, started: Instant) -> ExitCode {
-    match run(plan, started) {
+/// Says how a plan ended, as an exit status and, if it failed, in one line.
+pub(crate) fn end(plan: &Plan, ended: Result<Cause, DaemonError>) -> ExitCode {
+    match ended {
         Ok(cause) => {
             tracing::info!("ended: {cause:?}");
             ExitCode::from(EXIT_ENDED)
@@ -176,6 +177,7 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     let config = config(plan)?;
     let Link::Namespace(namespace) = &plan.link;
     let attached = namespace::attach(&request(plan, namespace, &config))?;
+    let tap = attached.link.tap.as_raw_fd();
     let given = Given { told, signals, exit, server, pcap };
     let Prepared { control, first, setup } = prepare(plan, config, attached, given)?;
 
@@ -183,7 +185,8 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     let readiness = Readiness {
         ready,
         pid_file: plan.pid_file.clone(),
-        announcement: plan.announcement,
+        announcement: plan.announcement.clone(),
+        tap,
         started,
     };
     serve(runtime, control(handle), first, readiness)
@@ -367,6 +370,7 @@ fn request(plan: &Plan, namespace: &Namespace, config: &Config) -> Request {
         routes: namespace.routes.clone(),
         configure: namespace.configure,
         loopback_up: namespace.loopback_up,
+        adopt: namespace.adopt,
         offload: namespace.offload,
         txqueuelen: TAP_QUEUE_PACKETS,
     }

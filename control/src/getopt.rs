@@ -1,5 +1,4 @@
-//! Command lines by the rules of `getopt_long(3)`, for the tools that we stand in for. Options
-//! stand before the first operand only, as with a `+` in front of the short options.
+//! Command lines by the rules of `getopt_long(3)`, for the tools that we stand in for.
 //!
 //! clap reads a command line by rules of its own: it knows no abbreviations beside its own, and its messages are not those
 //! that callers look for. So a line is first brought into a form that can be read in one way only, with the
@@ -10,6 +9,15 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use clap::Command;
+
+/// Where options may stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Before the first operand only: what follows it is somebody else's command line.
+    OptionsFirst,
+    /// Anywhere before `--`.
+    Any,
+}
 
 /// A line that is none, in the words of the C library.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +67,7 @@ struct Declared {
 pub(crate) fn canonical(
     command: &Command,
     args: impl IntoIterator<Item = OsString>,
+    order: Order,
 ) -> Result<Vec<OsString>, GetoptError> {
     let declared = declared(command);
     let mut args = args.into_iter();
@@ -73,8 +82,9 @@ pub(crate) fn canonical(
             short_options(&declared, shorts, &mut args, &mut options)?;
         } else {
             operands.push(arg);
-            // What follows it is somebody else's command line.
-            operands.extend(args.by_ref());
+            if order == Order::OptionsFirst {
+                operands.extend(args.by_ref());
+            }
         }
     }
     options.push(OsString::from("--"));
@@ -187,9 +197,9 @@ mod tests {
             .arg(value("socket").alias("socket-path"))
     }
 
-    fn read(line: &str) -> Result<String, String> {
+    fn read(line: &str, order: Order) -> Result<String, String> {
         let args = line.split_whitespace().map(OsString::from);
-        let words = canonical(&command(), args).map_err(|error| error.to_string())?;
+        let words = canonical(&command(), args, order).map_err(|error| error.to_string())?;
         Ok(words.join(OsStr::new(" ")).into_string().unwrap())
     }
 
@@ -210,14 +220,15 @@ mod tests {
             ("-q -- -f", "--quiet -- -f"),
             ("", "--"),
         ] {
-            assert_eq!(read(line).as_deref(), Ok(canonical), "{line}");
+            assert_eq!(read(line, Order::OptionsFirst).as_deref(), Ok(canonical), "{line}");
         }
     }
 
     #[test]
-    fn options_behind_an_operand_are_the_commands() {
+    fn options_behind_an_operand_are_ours_or_the_commands() {
         let line = "sh -c -q";
-        assert_eq!(read(line).as_deref(), Ok("-- sh -c -q"));
+        assert_eq!(read(line, Order::OptionsFirst).as_deref(), Ok("-- sh -c -q"));
+        assert_eq!(read("1 tap0 -q", Order::Any).as_deref(), Ok("--quiet -- 1 tap0"));
     }
 
     #[test]
@@ -234,7 +245,7 @@ mod tests {
                 "option '--out' is ambiguous; possibilities: '--outbound' '--outbound-if4'",
             ),
         ] {
-            assert_eq!(read(line), Err(told.to_owned()), "{line}");
+            assert_eq!(read(line, Order::Any), Err(told.to_owned()), "{line}");
         }
     }
 }

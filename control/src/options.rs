@@ -210,6 +210,7 @@ impl Options {
                 routes: Vec::new(),
                 configure: !self.no_configure,
                 loopback_up: false,
+                adopt: false,
                 offload: !self.no_offload,
             }),
             mtu: self.mtu,
@@ -428,7 +429,10 @@ fn outbound(options: Vec<OutboundOption>) -> Outbound {
         match option {
             OutboundOption::V4(ip) => outbound.v4 = Some(ip),
             OutboundOption::V6(ip) => outbound.v6 = Some(ip),
-            OutboundOption::Interface(name) => outbound.interface = Some(name),
+            OutboundOption::Interface(name) => {
+                outbound.interface4 = Some(name.clone());
+                outbound.interface6 = Some(name);
+            }
         }
     }
     outbound

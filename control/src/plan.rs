@@ -18,6 +18,7 @@ use usernet_driver::{BackendChoice, Outbound};
 
 use crate::forwards::Automatic;
 use crate::program::Program;
+use crate::slirp4netns::api::Guest;
 use crate::spec::Spec;
 
 /// The largest MTU: 65,535 bytes with their Ethernet header, as for other TAP users.
@@ -104,6 +105,9 @@ pub struct Namespace {
     pub configure: bool,
     /// Whether `lo` is brought up even if the rest is not.
     pub loopback_up: bool,
+    /// Whether a TAP of that name that is there already, and not in use, is taken. Without `configure` nothing is
+    /// set then, of a new one neither.
+    pub adopt: bool,
     /// Whether the TAP takes over checksums and segmentation.
     pub offload: bool,
 }
@@ -131,6 +135,8 @@ pub struct Api {
 pub enum ApiProtocol {
     /// That of `usernet`: see `docs/control-api.md`.
     Native,
+    /// That of slirp4netns, for this guest.
+    Slirp4netns(Guest),
 }
 
 /// What is told while a daemon runs.
@@ -152,10 +158,12 @@ pub enum LogFormat {
 }
 
 /// What standard output gets when the network is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Announcement {
     /// Nothing.
     Nothing,
     /// One line that says what was set up.
     Summary(LogFormat),
+    /// These lines; and standard error the TAP's descriptor and name.
+    TapAnd(String),
 }

@@ -18,6 +18,10 @@ pub(crate) trait Protocol: Send {
     /// How a request is told from the next one.
     fn framing(&self) -> Framing;
 
+    /// With [`Framing::Whole`], whether this is all of a request though the client may send more.
+    fn is_whole(&self, _request: &[u8]) -> bool {
+        false
+    }
     /// As many bytes without an end are refused: the longest request, its end included.
     fn request_bytes_max(&self) -> usize;
 
@@ -33,8 +37,8 @@ pub(crate) trait Protocol: Send {
 pub(crate) enum Framing {
     /// By a newline; many of them on one connection.
     Lines,
-    /// It is all that the client sends until it ends its direction; then it is answered and the connection closed.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for slirp4netns's API, which is to come"))]
+    /// It is all that the client sends until it is whole, or the client ends its direction; then it is answered and the
+    /// connection closed. So a connection does not last, and clients that come while there are too many wait.
     Whole,
 }
 
@@ -43,7 +47,7 @@ pub(crate) enum Framing {
 pub(crate) enum End {
     /// Its newline.
     OfLine,
-    /// The client has ended its direction.
+    /// The client has ended its direction, or need not.
     OfStream,
 }
 

@@ -25,6 +25,7 @@ use super::lines::Lines;
 use super::protocol::{Answer, End, Framing, Protocol, Refusal};
 use super::socket::{ApiSocket, SocketError};
 use crate::plan::{Api, ApiProtocol};
+use crate::slirp4netns::api::HostForwards;
 
 /// Connections at once. Further ones are told so and closed.
 pub(crate) const CONNECTIONS_MAX: usize = 16;
@@ -60,6 +61,7 @@ impl Server {
         let socket = ApiSocket::bind(&api.path)?;
         let protocol: Box<dyn Protocol> = match api.protocol {
             ApiProtocol::Native => Box::new(Lines),
+            ApiProtocol::Slirp4netns(guest) => Box::new(HostForwards(guest)),
         };
         Ok(Self::new(socket, protocol))
     }
@@ -71,7 +73,7 @@ impl Server {
     /// What to wait for, and on which descriptors.
     pub(crate) fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let listener = (self.socket.listener.as_fd(), PollFlags::POLLIN);
-        let accepting = self.accept_after.is_none().then_some(listener);
+        let accepting = (self.accept_after.is_none() && self.has_room()).then_some(listener);
         accepting.into_iter().chain(self.connections.iter().map(Connection::interest))
     }
 
@@ -109,6 +111,9 @@ impl Server {
     fn accept(&mut self, now: Instant) {
         // Bounded: a flood of connections does not keep us from serving those that are there.
         for _ in 0..CONNECTIONS_MAX {
+            if !self.has_room() {
+                return;
+            }
             match self.socket.listener.accept() {
                 Ok((stream, _)) => self.admit(stream, now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -120,6 +125,11 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Whether a client may come in, if only to be told that there are too many.
+    fn has_room(&self) -> bool {
+        self.protocol.framing() == Framing::Lines || self.connections.len() < CONNECTIONS_MAX
     }
 
     fn admit(&mut self, stream: UnixStream, now: Instant) {
@@ -174,7 +184,7 @@ enum Progress {
 enum Phase {
     /// Requests are read.
     Open,
-    /// The client has ended its direction: what is left is a request, or its beginning.
+    /// The client has ended its direction, or need not: what is left is a request, or its beginning.
     Ended,
     /// The last answer is being written.
     Closing,
@@ -280,6 +290,10 @@ impl Connection {
             Ok(_) => {
                 if is_first {
                     self.deadline = now + REQUEST_TIMEOUT;
+                }
+                let is_short = self.input.len() < bytes_max;
+                if framing == Framing::Whole && is_short && speech.protocol.is_whole(&self.input) {
+                    self.phase = Phase::Ended;
                 }
                 Ok(true)
             }
@@ -584,6 +598,10 @@ mod tests {
             4_096
         }
 
+        fn is_whole(&self, request: &[u8]) -> bool {
+            request.ends_with(b".")
+        }
+
         fn answer(&mut self, request: &[u8], end: End, _: &mut Answer<'_>) -> Vec<u8> {
             format!("{} {end:?}", request.len()).into_bytes()
         }
@@ -604,6 +622,22 @@ mod tests {
             let mut answer = String::new();
             client.read_to_string(&mut answer).expect("answered and closed");
             assert_eq!(answer, told);
+        }
+        assert!(fixture.server.connections.is_empty());
+    }
+
+    #[test]
+    fn such_a_request_may_be_whole_before_its_client_ends_and_clients_wait_for_room() {
+        let mut fixture = Fixture::speaking("wait", Box::new(Lengths));
+        let mut clients: Vec<_> = (0..3 * CONNECTIONS_MAX).map(|_| fixture.connect()).collect();
+        assert_eq!(fixture.server.connections.len(), CONNECTIONS_MAX);
+        for client in &mut clients {
+            fixture.send(client, b"12.");
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).expect("answered, and our direction ended");
+            assert_eq!(answer, "3 OfStream");
+            client.shutdown(Shutdown::Both).unwrap();
+            fixture.turn();
         }
         assert!(fixture.server.connections.is_empty());
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser};
 
-use crate::getopt::{self, GetoptError};
+use crate::getopt::{self, GetoptError, Order};
 
 const USAGE: &str = "pasta [OPTION]... [COMMAND] [ARGS]...
        pasta [OPTION]... PID
@@ -255,7 +255,7 @@ pub enum GrammarError {
 impl Grammar {
     /// Reads a line, without the program's name.
     pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, GrammarError> {
-        let canonical = getopt::canonical(&Self::command(), args)?;
+        let canonical = getopt::canonical(&Self::command(), args, Order::OptionsFirst)?;
         Self::try_parse_from(canonical).map_err(|error| {
             let told = error.to_string();
             let line = told.lines().next().unwrap_or_default();

@@ -119,7 +119,7 @@ impl Datagrams {
         is_loopback: bool,
         outbound: &Outbound,
     ) -> io::Result<()> {
-        if !is_loopback && let Some(interface) = &outbound.interface {
+        if !is_loopback && let Some(interface) = outbound.interface(family == libc::AF_INET) {
             sys::bind_to_device(self.fd(), interface)?;
         }
         let ip = match (family == libc::AF_INET, is_loopback) {

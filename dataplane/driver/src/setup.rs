@@ -68,8 +68,17 @@ pub struct Outbound {
     pub v4: Option<Ipv4Addr>,
     /// Local IPv6 address; none: the kernel chooses.
     pub v6: Option<Ipv6Addr>,
-    /// Interface (`SO_BINDTODEVICE`).
-    pub interface: Option<String>,
+    /// Interface of IPv4 (`SO_BINDTODEVICE`).
+    pub interface4: Option<String>,
+    /// Interface of IPv6.
+    pub interface6: Option<String>,
+}
+
+impl Outbound {
+    /// The interface of a family.
+    pub(crate) fn interface(&self, is_ipv4: bool) -> Option<&str> {
+        if is_ipv4 { self.interface4.as_deref() } else { self.interface6.as_deref() }
+    }
 }
 
 /// Makes TCP sockets inside the guest's namespace, for connections that need not pass the link.

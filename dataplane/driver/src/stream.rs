@@ -279,7 +279,7 @@ pub(crate) fn bind_outbound(
     outbound: &Outbound,
     port: u16,
 ) -> io::Result<()> {
-    if let Some(interface) = &outbound.interface {
+    if let Some(interface) = outbound.interface(to.is_ipv4()) {
         sys::bind_to_device(fd, interface)?;
     }
     let from: Option<SocketAddr> = match to {

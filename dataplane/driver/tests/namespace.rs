@@ -208,6 +208,7 @@ fn request(target: Target) -> Request {
         routes: Vec::new(),
         configure: true,
         loopback_up: false,
+        adopt: false,
         offload: true,
         txqueuelen: 4000,
     }

@@ -46,11 +46,11 @@ pub(super) fn configure(request: &Request) -> Result<Vec<String>, Failure> {
 fn set_link(netlink: &mut Rtnetlink, request: &Request, index: u32) -> nix::Result<()> {
     let mut link = LinkMessage::default();
     link.header.index = index;
-    link.attributes = vec![
-        LinkAttribute::Address(request.guest_mac.0.to_vec()),
-        LinkAttribute::Mtu(u32::from(request.mtu)),
-        LinkAttribute::TxQueueLen(request.txqueuelen),
-    ];
+    link.attributes = vec![LinkAttribute::TxQueueLen(request.txqueuelen)];
+    if request.configure || !request.adopt {
+        link.attributes.push(LinkAttribute::Address(request.guest_mac.0.to_vec()));
+        link.attributes.push(LinkAttribute::Mtu(u32::from(request.mtu)));
+    }
     netlink.change(RouteNetlinkMessage::SetLink(link), 0)
 }
 

@@ -173,7 +173,7 @@ fn set_up(
     daemon: Pid,
 ) -> Result<(Link, Vec<String>, Watch), Failure> {
     let namespace = enter(&target)?;
-    let link = tap::create(&request.tap_name, request.offload)?;
+    let link = tap::create(&request.tap_name, request.offload, request.adopt)?;
     let warnings = configure(request)?;
     let watch =
         Watch::new(namespace, target.holder, daemon.as_raw()).map_err(Failure::at(Step::Watch))?;

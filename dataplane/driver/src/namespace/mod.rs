@@ -112,6 +112,9 @@ pub struct Request {
     pub configure: bool,
     /// Bring `lo` up even without `configure`.
     pub loopback_up: bool,
+    /// Take a TAP of that name that is there already and that nobody uses, as others have set it up: without
+    /// `configure`, MTU and Ethernet address stay as they are, those of a new one too.
+    pub adopt: bool,
     /// Use what the kernel takes over of checksums and segmentation.
     pub offload: bool,
     /// The length of the TAP's transmit queue, in packets: what the guest sends waits there to be read.

@@ -28,8 +28,8 @@ pub(super) fn is_device_name(name: &str) -> bool {
         && name.bytes().all(is_allowed)
 }
 
-/// Makes it: attached to the descriptor, down, unconfigured.
-pub(super) fn create(name: &str, is_offloaded: bool) -> Result<Link, Failure> {
+/// Makes it: attached to the descriptor, down, unconfigured. With `may_exist`, one that is there will do.
+pub(super) fn create(name: &str, is_offloaded: bool, may_exist: bool) -> Result<Link, Failure> {
     let tap = OpenOptions::new()
         .read(true)
         .write(true)
@@ -37,7 +37,7 @@ pub(super) fn create(name: &str, is_offloaded: bool) -> Result<Link, Failure> {
         .map(OwnedFd::from)
         .map_err(errno)
         .map_err(Failure::at(Step::OpenTun))?;
-    set_interface(&tap, name, is_offloaded).map_err(Failure::at(Step::CreateTap))?;
+    set_interface(&tap, name, is_offloaded, may_exist).map_err(Failure::at(Step::CreateTap))?;
     let offload = match is_offloaded {
         true => set_offload(&tap).map_err(Failure::at(Step::SetOffload))?,
         false => LinkOffload::default(),
@@ -52,9 +52,15 @@ pub(super) fn errno(error: io::Error) -> Errno {
 
 /// `TUNSETIFF`. `IFF_TUN_EXCL` makes it fail with `EBUSY` whatever device of that name exists, rather than
 /// take over a persistent TAP that somebody set up for something else.
-fn set_interface(tap: &OwnedFd, name: &str, is_offloaded: bool) -> nix::Result<()> {
+fn set_interface(
+    tap: &OwnedFd,
+    name: &str,
+    is_offloaded: bool,
+    may_exist: bool,
+) -> nix::Result<()> {
     let vnet = if is_offloaded { libc::IFF_VNET_HDR } else { 0 };
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_TUN_EXCL | vnet;
+    let exclusive = if may_exist { 0 } else { libc::IFF_TUN_EXCL };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | exclusive | vnet;
     // SAFETY: `ifreq` is plain data, for which all zeros is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     debug_assert!(is_device_name(name), "names are checked before the helper is started");

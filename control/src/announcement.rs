@@ -6,6 +6,8 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
+
 use crate::control::{self, Control, Facts};
 use crate::daemon::DaemonError;
 use crate::forwards::Direction;
@@ -22,6 +24,8 @@ pub(crate) struct Readiness {
     pub(crate) announcement: Announcement,
     /// The TAP's descriptor.
     pub(crate) tap: RawFd,
+    /// What standard input, output and error become.
+    pub(crate) released: Option<OwnedFd>,
     /// When the program was started.
     pub(crate) started: Instant,
 }
@@ -46,6 +50,12 @@ impl Readiness {
                 Some(text)
             }
         };
+        // Before the caller is told: it may wait for the end of what we say.
+        if let Some(null) = &self.released {
+            let released = dup2_stdin(null).and_then(|()| dup2_stdout(null));
+            let released = released.and_then(|()| dup2_stderr(null));
+            released.map_err(DaemonError::system("let go of standard output"))?;
+        }
         if let Some(ready) = self.ready {
             File::from(ready).write_all(b"1").map_err(DaemonError::Ready)?;
         }

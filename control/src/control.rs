@@ -53,6 +53,8 @@ pub(crate) enum Cause {
 pub(crate) struct Facts {
     /// The namespace as the command line names it.
     pub(crate) netns: String,
+    /// Whether the namespace's end is none of ours.
+    pub(crate) outlives_namespace: bool,
     /// The TAP's name.
     pub(crate) tap: String,
     /// What the shard was started with.
@@ -132,7 +134,9 @@ impl Control {
         let data_path: BorrowedFd<'_> = self.ends.data_path.as_fd();
         let signals = self.ends.signals.as_fd();
         // A descriptor that is not there is replaced by one that is watched anyway.
-        let ends = [data_path, self.ends.namespace.as_fd(), signals, exit.unwrap_or(signals)];
+        let is_watched = !self.facts.outlives_namespace;
+        let namespace = if is_watched { self.ends.namespace.as_fd() } else { signals };
+        let ends = [data_path, namespace, signals, exit.unwrap_or(signals)];
         let resolv = self.resolv_conf.as_ref().and_then(ResolvConf::fd);
         let others = resolv.map(|fd| (fd, PollFlags::POLLIN)).into_iter();
         let others = others.chain(self.server.iter().flat_map(Server::interests));
@@ -147,7 +151,7 @@ impl Control {
             Err(errno) => tracing::error!("poll: {errno}"),
         }
         let speaks = |at: usize| fds[at].any().unwrap_or(true);
-        [speaks(0), speaks(1), speaks(2), exit.is_some() && speaks(3)]
+        [speaks(0), is_watched && speaks(1), speaks(2), exit.is_some() && speaks(3)]
     }
 
     fn timeout(&self) -> PollTimeout {
@@ -290,7 +294,7 @@ impl Control {
 
     fn status(&self) -> Result<Status, ApiError> {
         let now = self.handle.status()?;
-        let Facts { netns, tap, config, access, warnings, ready } = &self.facts;
+        let Facts { netns, tap, config, access, warnings, ready, .. } = &self.facts;
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         Ok(Status {
             usernetd: env!("CARGO_PKG_VERSION").to_owned(),

@@ -43,9 +43,10 @@ use crate::api::server::Server;
 use crate::control::{Cause, Control, Ends, Facts};
 use crate::forwards::follow::Follower;
 use crate::forwards::{Change, Direction, ForwardError, ForwardTable};
+use crate::log_file::LimitedFile;
 use crate::logging::Warnings;
 use crate::options::Options;
-use crate::plan::{Link, LogFormat, MTU_MAX, Namespace, Plan, Resolvers};
+use crate::plan::{Link, LogFile, LogFormat, MTU_MAX, Namespace, Plan, Resolvers};
 use crate::program::Program;
 use crate::resolv::{RESOLV_CONF, ResolvConf};
 use crate::{host, inherited, logging};
@@ -118,7 +119,7 @@ pub enum DaemonError {
 }
 
 impl DaemonError {
-    fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+    pub(crate) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::System { what, source: source.into() }
     }
 }
@@ -167,7 +168,9 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     // First of all: see `inherited::take`.
     let ready = claim("--ready-fd", plan.ready_fd)?;
     let exit = claim("--exit-fd", plan.exit_fd)?;
-    let told = logging::start(plan.log);
+    let log_file = plan.log_file.as_ref().map(open_log).transpose()?;
+    let told = logging::start(plan.log, log_file);
+    let released = plan.lets_go_of_caller.then(open_null).transpose()?;
     let signals = block_signals()?;
     let pcap = plan.pcap.as_deref().map(create_capture).transpose()?;
     // A lower limit is no reason not to start.
@@ -187,6 +190,7 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
         pid_file: plan.pid_file.clone(),
         announcement: plan.announcement.clone(),
         tap,
+        released,
         started,
     };
     serve(runtime, control(handle), first, readiness)
@@ -222,7 +226,7 @@ fn prepare(
     let follower = Follower::new(plan.automatic.clone(), ports, Instant::now());
     warnings.extend(first.warnings.iter().cloned());
     let (resolvers, resolv_conf) = resolvers(&plan.resolvers, &mut warnings);
-    warnings.extend(host::shortcomings(&config));
+    warnings.extend(host::shortcomings(&config, &plan.access));
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
@@ -241,6 +245,7 @@ fn prepare(
     };
     let Link::Namespace(namespace) = &plan.link;
     let facts = Facts {
+        outlives_namespace: plan.outlives_namespace,
         netns: named(&namespace.target),
         tap: namespace.tap_name.clone(),
         config,
@@ -334,6 +339,17 @@ fn create_capture(path: &Path) -> Result<File, DaemonError> {
     let mut options = File::options();
     let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
     file.map_err(|source| DaemonError::File { path: path.to_owned(), source })
+}
+
+fn open_log(file: &LogFile) -> Result<LimitedFile, DaemonError> {
+    LimitedFile::open(&file.path, file.bytes_max)
+        .map_err(|source| DaemonError::File { path: file.path.clone(), source })
+}
+
+/// Takes the place of what the caller gave us: opened while there are files.
+fn open_null() -> Result<OwnedFd, DaemonError> {
+    let null = File::options().read(true).write(true).open("/dev/null");
+    null.map(OwnedFd::from).map_err(DaemonError::system("open /dev/null"))
 }
 
 /// What the shard is started with.

@@ -4,12 +4,12 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
 use usernet_core::Config;
-use usernet_core::rules::Prefix;
+use usernet_core::rules::{Access, OwnNetwork, Prefix};
 
 use crate::networks;
 
 /// One line for each thing that is missing: what, what it costs, what mends it.
-pub(crate) fn shortcomings(config: &Config) -> Vec<String> {
+pub(crate) fn shortcomings(config: &Config, access: &Access) -> Vec<String> {
     let mut told = Vec::new();
     if config.net4.is_some() && !has_route("192.0.2.1:9") {
         told.push(
@@ -27,6 +27,9 @@ pub(crate) fn shortcomings(config: &Config) -> Vec<String> {
              sysctl -w net.ipv4.ping_group_range=\"0 2147483647\""
                 .to_owned(),
         );
+    }
+    if access.own_network == OwnNetwork::Reached {
+        return told;
     }
     let own = networks::host_networks();
     let net4 = config.net4.map(|n| Prefix { address: n.gateway.into(), len: n.prefix });

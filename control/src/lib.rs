@@ -30,6 +30,7 @@ mod control;
 mod getopt;
 mod host;
 mod inherited;
+mod log_file;
 mod logging;
 mod owned_path;
 mod resolv;

@@ -11,10 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, filter_fn};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::log_file::LimitedFile;
 use crate::plan::{Log, LogFormat};
 
 /// The most warnings that are kept.
@@ -26,11 +28,14 @@ const WARNINGS_FIRST: usize = WARNINGS_MAX / 2;
 /// The target of what is kept though it is no warning.
 pub(crate) const FOR_STATUS: &str = "usernetd::status";
 
-/// Sends log lines to standard error from here on, and keeps the warnings among them.
-pub(crate) fn start(log: Log) -> Warnings {
-    let lines = tracing_subscriber::fmt::layer()
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+/// Sends log lines to standard error, or to the file, from here on, and keeps the warnings among them.
+pub(crate) fn start(log: Log, file: Option<LimitedFile>) -> Warnings {
+    let is_terminal = file.is_none() && std::io::stderr().is_terminal();
+    let writer = match file {
+        Some(file) => BoxMakeWriter::new(Mutex::new(file)),
+        None => BoxMakeWriter::new(std::io::stderr),
+    };
+    let lines = tracing_subscriber::fmt::layer().with_ansi(is_terminal).with_writer(writer);
     let lines = match log.format {
         LogFormat::Text => lines.with_target(false).without_time().compact().boxed(),
         LogFormat::Json => lines.json().boxed(),

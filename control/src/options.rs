@@ -243,7 +243,10 @@ impl Options {
             pid_file: self.pid_file,
             pcap: self.pcap,
             log: Log { level: self.log_level.level(), format },
+            log_file: None,
             announcement: Announcement::Summary(format),
+            lets_go_of_caller: false,
+            outlives_namespace: false,
         }
     }
 

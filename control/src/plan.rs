@@ -77,8 +77,14 @@ pub struct Plan {
     pub pcap: Option<PathBuf>,
     /// What is told while it runs.
     pub log: Log,
+    /// Where it is told instead of on standard error.
+    pub log_file: Option<LogFile>,
     /// What is told once, when the network is there.
     pub announcement: Announcement,
+    /// Whether standard input, output and error are let go when the network is there.
+    pub lets_go_of_caller: bool,
+    /// Whether the daemon goes on when the namespace has no name any more.
+    pub outlives_namespace: bool,
 }
 
 /// What carries the guest's frames.
@@ -146,6 +152,15 @@ pub struct Log {
     pub level: tracing::Level,
     /// How.
     pub format: LogFormat,
+}
+
+/// A file for log lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFile {
+    /// Its name.
+    pub path: PathBuf,
+    /// Its size, in bytes: the oldest lines go when it is reached.
+    pub bytes_max: u64,
 }
 
 /// How a line is told.

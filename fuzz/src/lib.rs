@@ -9,5 +9,4 @@
 pub mod frames;
 pub mod host;
 pub mod ledger;
-mod setup;
 pub mod world;

@@ -14,7 +14,7 @@ use usernet_core::op::{
     Input, Offload, Op, PeekedThen, SocketId, Span,
 };
 use usernet_core::packet::{EtherType, Packet, checksum, parse, protocol};
-use usernet_core::rules::{Forward, Protocol, Rules};
+use usernet_core::rules::{Access, Forward, HostLoopback, Protocol, Rules};
 use usernet_core::{Instant, Shard};
 
 use crate::host::{Kind, Socket, Stream, peer};
@@ -65,15 +65,7 @@ fn config() -> Config {
 
 impl Default for World {
     fn default() -> Self {
-        Self::new(0)
-    }
-}
-
-impl World {
-    /// A world with these [switches](crate::setup) thrown.
-    pub fn new(switches: u8) -> Self {
-        let mut config = config();
-        let access = crate::setup::apply(switches, &mut config);
+        let config = config();
         let forward = |id, protocol| Forward {
             id: ForwardId(id),
             protocol,
@@ -83,7 +75,7 @@ impl World {
         };
         let forwards = vec![forward(0, Protocol::Tcp), forward(1, Protocol::Udp)];
         let resolvers = ["192.0.2.53:53", "[2001:db8::53]:53"].map(|r| r.parse().expect("address"));
-        let rules = Rules::new(&config, &access, forwards, resolvers.to_vec());
+        let rules = Rules::new(&config, &Access::new(&config, HostLoopback::All), forwards, resolvers.to_vec());
         let mut world = Self {
             shard: Shard::new(config, rules),
             now: Instant::from_nanos(1_000_000_000),
@@ -97,7 +89,9 @@ impl World {
         world.listen(1, Protocol::Udp);
         world
     }
+}
 
+impl World {
     fn listen(&mut self, forward: u32, protocol: Protocol) {
         let local = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 8080);
         let id = self.shard.attach_listener(ForwardId(forward), protocol, local);

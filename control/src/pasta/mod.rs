@@ -1,40 +1,104 @@
-//! `usernetd` in the place of pasta: its command line, its way into the background, its messages.
+//! `usernetd` in the place of pasta.
+//!
+//! ```text
+//! words ─ getopt ─ grammar ─ options ┐
+//!                  host's survey ─ guest ┴─ plan ─ daemon: in the foreground, or
+//!                                                  background: we leave when the network is there, or
+//!                                                  command: beside it
+//! ```
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`grammar`] | the options |
+//! | `options` | what their values mean |
+//! | `ports`, `forwarding` | port specifications, and the forwards that they become |
+//! | `guest` | addresses, routes and name that the namespace gets |
+//! | `plan` | all of it together |
+//! | `background`, `command` | who waits for whom |
 
 pub mod grammar;
+
+mod background;
+mod command;
+mod forwarding;
+mod guest;
+mod options;
+mod plan;
 mod ports;
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Instant;
+
+use usernet_driver::namespace::Target;
 
 use crate::daemon;
 use crate::program::Program;
 use grammar::{Grammar, GrammarError};
-use ports::Ports;
+use options::{Options, Subject, Verbosity};
+use plan::Planned;
 
 /// The whole program. `args` has no name in front.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let grammar = match Grammar::read(args) {
-        Ok(grammar) => grammar,
+    let started = Instant::now();
+    let line = match Grammar::read(args) {
+        Ok(line) => line,
         Err(GrammarError::Option(error)) => {
             let _ = writeln!(io::stderr(), "pasta: {error}\n{}", Grammar::usage());
             return ExitCode::FAILURE;
         }
-        Err(GrammarError::Value(told)) => return daemon::fail(Program::Pasta, told),
+        Err(GrammarError::Value(told)) => return fail(told),
     };
-    if grammar.help || grammar.version {
-        let text = match grammar.help {
+    if line.help || line.version {
+        let text = match line.help {
             true => Grammar::help_text(),
             false => format!("pasta (usernetd) {}\n", env!("CARGO_PKG_VERSION")),
         };
         let _ = io::stdout().write_all(text.as_bytes());
         return ExitCode::SUCCESS;
     }
-    let specs = [&grammar.tcp_ports, &grammar.udp_ports, &grammar.tcp_ns, &grammar.udp_ns];
-    for specs in specs {
-        if let Err(error) = Ports::read(specs.iter().map(String::as_str)) {
-            return daemon::fail(Program::Pasta, error);
-        }
+    match Options::read(line) {
+        Ok(options) => start(options, started),
+        Err(error) => fail(error),
     }
-    daemon::fail(Program::Pasta, "not built in yet: use usernetd --netns")
+}
+
+fn fail(what: impl Display) -> ExitCode {
+    daemon::fail(Program::Pasta, what)
+}
+
+/// Connects what is to be connected.
+fn start(options: Options, started: Instant) -> ExitCode {
+    let is_quiet = options.verbosity == Verbosity::Quiet;
+    let tell = |planned: &Planned| {
+        let text: String = planned.told.iter().map(|line| format!("{line}\n")).collect();
+        if !is_quiet {
+            let _ = io::stderr().write_all(text.as_bytes());
+        }
+    };
+    let target = match &options.subject {
+        Subject::Pid(pid) => Target::Pid(*pid),
+        Subject::Path(path) => Target::Path(path.clone()),
+        Subject::Command(words) => {
+            let words = words.clone();
+            return command::run(options, &words, started, tell).unwrap_or_else(fail);
+        }
+    };
+    let is_foreground = options.line.foreground;
+    let planned = match plan::plan(options, target) {
+        Ok(planned) => planned,
+        Err(error) => return fail(error),
+    };
+    tell(&planned);
+    if is_foreground {
+        let ended = daemon::run(&planned.plan, started);
+        return daemon::end(&planned.plan, ended);
+    }
+    match background::start(planned.plan, started, None) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => fail(format!("cannot go to the background: {error}")),
+    }
 }

@@ -245,7 +245,7 @@ fn port_range(text: &str) -> Result<PortRange, &'static str> {
 }
 
 /// What is left of a range.
-fn without(range: PortRange, excluded: &[PortRange]) -> Vec<PortRange> {
+pub(super) fn without(range: PortRange, excluded: &[PortRange]) -> Vec<PortRange> {
     let mut left = vec![range];
     for cut in excluded {
         let pieces = left.into_iter().flat_map(|range| {

@@ -257,7 +257,10 @@ impl Line {
             pid_file: None,
             pcap: None,
             log: Log { level: tracing::Level::WARN, format: LogFormat::Text },
+            log_file: None,
             announcement: Announcement::Nothing,
+            lets_go_of_caller: false,
+            outlives_namespace: false,
         };
         let announcement =
             Announcement::TapAnd(summary(&plan, guest_mac, self.disable_host_loopback));

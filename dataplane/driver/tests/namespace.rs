@@ -32,8 +32,6 @@ const USER: u32 = 65534;
 /// What "at once" means on a busy machine.
 const SOON: Duration = Duration::from_secs(1);
 
-// ---- where tests run ----
-
 /// Runs `body` as `uid` in a process of its own, and fails if it panics. Says so where it cannot run.
 fn in_own_process(uid: u32, body: impl FnOnce()) {
     if let Some(missing) = missing() {
@@ -237,8 +235,6 @@ fn is_running(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
-// ---- attaching ----
-
 /// What the guest must look like from inside.
 fn assert_configured(guest: &Guest) {
     let devices = guest.run("ip -d address");
@@ -404,8 +400,6 @@ fn a_gateway_outside_of_the_network_and_an_old_default_route_are_no_obstacle() {
     });
 }
 
-// ---- being refused ----
-
 #[test]
 fn a_second_daemon_is_told_that_the_tap_exists() {
     in_own_process(ROOT, || {
@@ -481,8 +475,6 @@ fn a_half_done_attachment_is_undone() {
         assert!(waitpid(Pid::from_raw(-1), Some(nix::sys::wait::WaitPidFlag::WNOHANG)).is_ok());
     });
 }
-
-// ---- sockets ----
 
 fn connect(attached: &mut Attached, to: &str) -> io::Result<TcpStream> {
     let stream = TcpStream::from(attached.sockets.connect(to.parse().unwrap())?);
@@ -589,8 +581,6 @@ fn the_helper_lives_on_when_nobody_wants_listeners_any_more() {
         sockets.connect(listener.local_addr().unwrap()).unwrap();
     });
 }
-
-// ---- the end ----
 
 #[test]
 fn the_end_is_told_within_a_second_of_sigkill() {
@@ -701,8 +691,6 @@ fn a_descriptor_is_a_target_too() {
     });
 }
 
-// ---- the helper ----
-
 #[test]
 fn the_helper_holds_next_to_nothing_and_ignores_the_terminal() {
     in_own_process(ROOT, || {
@@ -782,8 +770,6 @@ fn a_killed_daemon_takes_helper_and_device_with_it() {
         }
     });
 }
-
-// ---- the host ----
 
 #[test]
 fn the_way_out_is_found() {

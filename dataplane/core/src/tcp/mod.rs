@@ -24,7 +24,6 @@ mod ending;
 mod from_guest;
 mod handshake;
 mod kept;
-mod sack;
 mod segment;
 mod seq;
 mod timers;

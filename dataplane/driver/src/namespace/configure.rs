@@ -97,7 +97,8 @@ fn set_addresses(
         // A link-local address is there as soon as the device is up.
         Ok(()) | Err(Errno::EEXIST) => {
             let gateway = net6.gateway.into();
-            let is_on_link = is_same_network(net6.guest.into(), gateway, net6.prefix);
+            let is_on_link = net6.gateway.is_unicast_link_local()
+                || is_same_network(net6.guest.into(), gateway, net6.prefix);
             let added = add_default_route(netlink, index, gateway, is_on_link);
             settle_route(added, "IPv6", Step::Route6, &mut warnings)?;
         }

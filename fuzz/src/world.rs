@@ -75,7 +75,12 @@ impl Default for World {
         };
         let forwards = vec![forward(0, Protocol::Tcp), forward(1, Protocol::Udp)];
         let resolvers = ["192.0.2.53:53", "[2001:db8::53]:53"].map(|r| r.parse().expect("address"));
-        let rules = Rules::new(&config, &Access::new(&config, HostLoopback::All), forwards, resolvers.to_vec());
+        let rules = Rules::new(
+            &config,
+            &Access::new(&config, HostLoopback::All),
+            forwards,
+            resolvers.to_vec(),
+        );
         let mut world = Self {
             shard: Shard::new(config, rules),
             now: Instant::from_nanos(1_000_000_000),

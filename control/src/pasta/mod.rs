@@ -65,6 +65,15 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// Reads a command line and does nothing; else, what is wrong with it. `args` has no name in front.
+pub fn check(args: impl IntoIterator<Item = OsString>) -> Result<(), String> {
+    let line = Grammar::read(args).map_err(|error| match error {
+        GrammarError::Option(error) => error.to_string(),
+        GrammarError::Value(told) => told.to_string(),
+    })?;
+    Options::read(line).map(drop).map_err(|error| error.to_string())
+}
+
 fn fail(what: impl Display) -> ExitCode {
     daemon::fail(Program::Pasta, what)
 }

@@ -45,6 +45,14 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// Reads a command line and does nothing; else, what is wrong with it. `args` has no name in front.
+pub fn check(args: impl IntoIterator<Item = OsString>) -> Result<(), String> {
+    match grammar::read(args) {
+        Ok(_) | Err(Stop::Help(_) | Stop::Version) => Ok(()),
+        Err(Stop::Usage(what) | Stop::Value(what)) => Err(what),
+    }
+}
+
 /// Help and version go to standard output; what is wrong to standard error, and help beside it, as ever.
 fn say(stop: &Stop) -> ExitCode {
     // Nobody may be listening.

@@ -47,7 +47,7 @@ use crate::log_file::LimitedFile;
 use crate::logging::Warnings;
 use crate::options::Options;
 use crate::plan::{Link, LogFile, LogFormat, MTU_MAX, Namespace, Plan, Resolvers};
-use crate::program::Program;
+use crate::program::{Program, Setting};
 use crate::resolv::{RESOLV_CONF, ResolvConf};
 use crate::{host, inherited, logging};
 
@@ -119,6 +119,43 @@ pub enum DaemonError {
 }
 
 impl DaemonError {
+    /// What the caller may set otherwise.
+    fn setting(&self) -> Option<Setting> {
+        match self {
+            Self::Attach(AttachError::MayNotEnter { .. } | AttachError::UserNamespace { .. }) => {
+                Some(Setting::UserNamespace)
+            }
+            Self::Attach(AttachError::TapExists { .. }) => Some(Setting::DeviceName),
+            Self::Attach(
+                AttachError::NamespaceGone { .. }
+                | AttachError::NotANamespace { .. }
+                | AttachError::NoTun { .. }
+                | AttachError::TapName { .. }
+                | AttachError::Device { .. }
+                | AttachError::Helper { .. }
+                | AttachError::HelperKilled { .. },
+            )
+            | Self::Descriptor { .. }
+            | Self::File { .. }
+            | Self::Forward(_)
+            | Self::Socket(_)
+            | Self::Driver(_)
+            | Self::Install(_)
+            | Self::Ready(_)
+            | Self::System { .. }
+            | Self::HelperKilled
+            | Self::ControlThread => None,
+        }
+    }
+
+    /// What went wrong, in the words of a program's command line.
+    fn told_by(&self, program: Program) -> String {
+        match self.setting().and_then(|setting| program.option(setting)) {
+            Some(option) => format!("{self} ({option})"),
+            None => self.to_string(),
+        }
+    }
+
     pub(crate) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::System { what, source: source.into() }
     }
@@ -138,10 +175,13 @@ pub(crate) fn end(plan: &Plan, ended: Result<Cause, DaemonError>) -> ExitCode {
             tracing::info!("ended: {cause:?}");
             ExitCode::from(EXIT_ENDED)
         }
-        Err(error) => match plan.log.format {
-            LogFormat::Text => fail(plan.program, error),
-            LogFormat::Json => fail_in_json(plan.program, error),
-        },
+        Err(error) => {
+            let told = error.told_by(plan.program);
+            match plan.log.format {
+                LogFormat::Text => fail(plan.program, told),
+                LogFormat::Json => fail_in_json(plan.program, told),
+            }
+        }
     }
 }
 
@@ -226,7 +266,7 @@ fn prepare(
     let follower = Follower::new(plan.automatic.clone(), ports, Instant::now());
     warnings.extend(first.warnings.iter().cloned());
     let (resolvers, resolv_conf) = resolvers(&plan.resolvers, &mut warnings);
-    warnings.extend(host::shortcomings(&config, &plan.access));
+    warnings.extend(host::shortcomings(plan, &config));
     for warning in &warnings {
         tracing::warn!("{warning}");
     }

@@ -4,12 +4,14 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
 use usernet_core::Config;
-use usernet_core::rules::{Access, OwnNetwork, Prefix};
+use usernet_core::rules::{OwnNetwork, Prefix};
 
 use crate::networks;
+use crate::plan::Plan;
+use crate::program::Setting;
 
 /// One line for each thing that is missing: what, what it costs, what mends it.
-pub(crate) fn shortcomings(config: &Config, access: &Access) -> Vec<String> {
+pub(crate) fn shortcomings(plan: &Plan, config: &Config) -> Vec<String> {
     let mut told = Vec::new();
     if config.net4.is_some() && !has_route("192.0.2.1:9") {
         told.push(
@@ -28,18 +30,30 @@ pub(crate) fn shortcomings(config: &Config, access: &Access) -> Vec<String> {
                 .to_owned(),
         );
     }
-    if access.own_network == OwnNetwork::Reached {
-        return told;
+    told.extend(hidden(plan));
+    told
+}
+
+/// Networks of this host that the guest cannot reach because they are its own.
+fn hidden(plan: &Plan) -> Vec<String> {
+    match plan.access.own_network {
+        OwnNetwork::Unreachable => {}
+        OwnNetwork::Reached => return Vec::new(),
     }
     let own = networks::host_networks();
-    let net4 = config.net4.map(|n| Prefix { address: n.gateway.into(), len: n.prefix });
-    let net6 = config.net6.map(|n| Prefix { address: n.gateway.into(), len: n.prefix });
-    for (guest, option) in [(net4, "--cidr"), (net6, "--cidr6")] {
+    let net4 = plan.net4.map(|n| Prefix { address: n.gateway.into(), len: n.prefix });
+    let net6 = plan.net6.map(|n| Prefix { address: n.gateway.into(), len: n.prefix });
+    let mut told = Vec::new();
+    for (guest, setting) in [(net4, Setting::Network4), (net6, Setting::Network6)] {
         let Some(guest) = guest else { continue };
+        let option = plan.program.option(setting);
+        let remedy = option.map(|option| format!(": choose another with {option}"));
         for shadowed in networks::shadowed(guest, &own) {
             told.push(format!(
-                "the guest's network hides {}/{} of this host from the guest: choose another with {option}",
-                shadowed.address, shadowed.len
+                "the guest's network hides {}/{} of this host from the guest{}",
+                shadowed.address,
+                shadowed.len,
+                remedy.as_deref().unwrap_or_default()
             ));
         }
     }

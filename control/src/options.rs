@@ -54,6 +54,10 @@ Examples:
   Controlled while it runs, ended with the program that holds the other end of descriptor 5:
       usernetd --netns 4242 --api-socket /run/user/1000/net.sock --exit-fd 5
 
+  In the place of another tool, also where it is called by that name:
+      usernetd slirp4netns --help
+      usernetd pasta --help
+
 Exit status: 0 ended (namespace, exit descriptor, signal or request), 1 something could not be done,
 2 wrong usage.";
 

@@ -54,6 +54,36 @@ impl Program {
     }
 }
 
+/// Something that messages advise to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Setting {
+    /// The user namespace to join.
+    UserNamespace,
+    /// The name of the device in the namespace.
+    DeviceName,
+    /// The guest's IPv4 network.
+    Network4,
+    /// The guest's IPv6 network.
+    Network6,
+}
+
+impl Program {
+    /// How a setting is called on this program's command line; none: it cannot be set there.
+    pub(crate) const fn option(self, setting: Setting) -> Option<&'static str> {
+        match (self, setting) {
+            (Self::Usernetd | Self::Pasta, Setting::UserNamespace) => Some("--userns"),
+            (Self::Slirp4netns, Setting::UserNamespace) => Some("--userns-path"),
+            (Self::Usernetd, Setting::DeviceName) => Some("--tap-name"),
+            (Self::Slirp4netns, Setting::DeviceName) => Some("TAPNAME"),
+            (Self::Pasta, Setting::DeviceName) => Some("--ns-ifname"),
+            (Self::Usernetd | Self::Slirp4netns, Setting::Network4) => Some("--cidr"),
+            (Self::Usernetd, Setting::Network6) => Some("--cidr6"),
+            (Self::Pasta, Setting::Network4 | Setting::Network6) => Some("--address"),
+            (Self::Slirp4netns, Setting::Network6) => None,
+        }
+    }
+}
+
 impl std::fmt::Display for Program {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.name())

@@ -391,7 +391,7 @@ fn a_namespace_that_is_gone_or_none_or_somebody_elses_is_told() {
     refused("2147483647", &["the network namespace of PID 2147483647 is gone"]);
     refused("/proc/2147483647/ns/net", &["is gone"]);
     refused("/etc/passwd", &["/etc/passwd is not a network namespace"]);
-    refused("1", &["may not enter the network namespace of PID 1"]);
+    refused("1", &["may not enter the network namespace of PID 1", "(--userns)"]);
 }
 
 #[test]
@@ -402,6 +402,14 @@ fn two_daemons_on_one_tap_are_one_too_many() {
         assert_refused(&mut guest.usernetd(""), 1, &["tap0 exists already", "--tap-name"]);
         assert!(daemon.client().status().is_ok());
         assert!(guest.devices().contains("tap0"));
+        // Each command line gets its own words.
+        let mut other = account.program(usernetd());
+        other.args(["slirp4netns", &guest.pid().to_string(), "tap0"]);
+        let output = other.output().unwrap();
+        let told = stderr(&output);
+        let line = told.lines().last().unwrap_or_default();
+        assert!(line.starts_with("slirp4netns: tap0 exists already"), "{told}");
+        assert!(line.ends_with("(TAPNAME)") && status(&output) == 1, "{told}");
         let mut same_socket = guest.usernetd("--tap-name tap1");
         same_socket.arg("--api-socket").arg(&daemon.socket);
         assert_refused(&mut same_socket, 1, &["another usernetd is using "]);

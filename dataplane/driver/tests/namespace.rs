@@ -407,7 +407,7 @@ fn a_second_daemon_is_told_that_the_tap_exists() {
         let _first = attach_to(&guest);
         let error = error_of(&request(Target::Pid(guest.pid())));
         assert!(matches!(error, AttachError::TapExists { .. }), "{error:?}");
-        assert!(error.to_string().ends_with("choose --tap-name"), "{error}");
+        assert!(error.to_string().ends_with("choose another name"), "{error}");
         assert_configured(&guest);
     });
 }
@@ -454,7 +454,7 @@ fn an_ordinary_user_may_not_enter_the_namespaces_of_others() {
             for target in [Target::Pid(guest.pid()), Target::Path(named.path())] {
                 let error = error_of(&request(target));
                 assert!(matches!(error, AttachError::MayNotEnter { .. }), "{error:?}");
-                assert!(error.to_string().contains("give --userns"), "{error}");
+                assert!(error.to_string().contains("name that namespace"), "{error}");
             }
         });
         assert_eq!(waitpid(user, None).unwrap(), WaitStatus::Exited(user, 0));

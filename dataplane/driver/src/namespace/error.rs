@@ -9,7 +9,8 @@ use nix::errno::Errno;
 use super::message::{Failure, Step};
 use super::{Request, Target};
 
-/// Why [`attach`](super::attach) failed. Each prints as one line.
+/// Why [`attach`](super::attach) failed. Each prints as one line. What the caller can do about it is said without the
+/// names of options: several command lines end here.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// The process or the file does not exist (any more).
@@ -27,7 +28,7 @@ pub enum AttachError {
     /// The kernel refuses us.
     #[error(
         "may not enter the network namespace {target}: {source}; it belongs to another user's namespace: \
-         run as that user or give --userns"
+         run as that user, or name that namespace"
     )]
     MayNotEnter {
         /// The namespace.
@@ -35,8 +36,8 @@ pub enum AttachError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// `--userns` leads nowhere.
-    #[error("cannot join the user namespace {path}: {source}; give --userns /proc/PID/ns/user", path = .path.display())]
+    /// What was named as the user namespace leads nowhere.
+    #[error("cannot join the user namespace {path}: {source}; name one as /proc/PID/ns/user", path = .path.display())]
     UserNamespace {
         /// What was given.
         path: PathBuf,
@@ -51,7 +52,7 @@ pub enum AttachError {
     },
     /// A device of that name is there.
     #[error(
-        "{name} exists already in the network namespace {target} (another usernetd?): choose --tap-name"
+        "{name} exists already in the network namespace {target} (another usernetd?): choose another name"
     )]
     TapExists {
         /// The device.

@@ -8,9 +8,8 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -18,179 +17,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, setgroups, setresgid, setresuid};
+use nix::unistd::Pid;
 use usernet_core::Config;
 use usernet_core::rules::Protocol;
 use usernet_driver::namespace::{
     AttachError, Attached, Egress, EndReason, Listening, Ports, Request, Target, attach, egress_mtu,
 };
 
-const ROOT: u32 = 0;
-/// `nobody`, who is an ordinary user to the kernel.
-const USER: u32 = 65534;
+#[path = "namespace/guest.rs"]
+mod guest;
 
-/// What "at once" means on a busy machine.
-const SOON: Duration = Duration::from_secs(1);
-
-/// Runs `body` as `uid` in a process of its own, and fails if it panics. Says so where it cannot run.
-fn in_own_process(uid: u32, body: impl FnOnce()) {
-    if let Some(missing) = missing() {
-        say(&format_args!("skipped: {missing}"));
-        return;
-    }
-    let child = spawn(uid, body);
-    assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0), "see the output above");
-}
-
-/// Writes a line past the capture of the test harness, which a forked process cannot use.
-fn say(line: &dyn std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "{line}");
-}
-
-fn missing() -> Option<&'static str> {
-    if !Uid::effective().is_root() {
-        return Some("the namespace tests need root");
-    }
-    let tun = File::options().read(true).write(true).open("/dev/net/tun");
-    tun.err().map(|_| "the namespace tests need /dev/net/tun")
-}
-
-fn spawn(uid: u32, body: impl FnOnce()) -> Pid {
-    // SAFETY: glibc makes its allocator usable after a fork of a process with several threads.
-    match unsafe { fork() }.unwrap() {
-        ForkResult::Parent { child } => child,
-        ForkResult::Child => {
-            std::panic::set_hook(Box::new(|info| say(info)));
-            let result = catch_unwind(AssertUnwindSafe(|| {
-                become_user(uid);
-                body();
-            }));
-            // SAFETY: ends the process without running the harness's exit handlers.
-            unsafe { libc::_exit(i32::from(result.is_err())) }
-        }
-    }
-}
-
-fn become_user(uid: u32) {
-    if uid == ROOT {
-        return;
-    }
-    setgroups(&[]).unwrap();
-    let (gid, uid) = (Gid::from_raw(uid), Uid::from_raw(uid));
-    setresgid(gid, gid, gid).unwrap();
-    setresuid(uid, uid, uid).unwrap();
-    nix::sys::prctl::set_dumpable(true).unwrap();
-}
-
-/// A process in namespaces of its own; killed when dropped.
-struct Guest(Child);
-
-impl Guest {
-    /// Root's: a network namespace only.
-    fn of_root() -> Self {
-        Self::start(Command::new("unshare").args(["-n", "sleep", "60"]))
-    }
-
-    /// An ordinary user's: a user namespace and a network namespace that it owns.
-    fn of_user() -> Self {
-        let uid = USER.to_string();
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]);
-        Self::start(command.args(["unshare", "-Urn", "sleep", "60"]))
-    }
-
-    /// As the calling user, who need not be root.
-    fn of_caller() -> Self {
-        Self::start(Command::new("unshare").args(["-Urn", "sleep", "60"]))
-    }
-
-    fn start(command: &mut Command) -> Self {
-        let guest = Self(command.stdin(Stdio::null()).spawn().unwrap());
-        // `unshare` has become `sleep`: its namespaces are there.
-        eventually("the guest starts", || {
-            fs::read_to_string(guest.path("comm")).is_ok_and(|name| name == "sleep\n")
-        });
-        guest
-    }
-
-    fn pid(&self) -> i32 {
-        self.0.id() as i32
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/{name}", self.pid()))
-    }
-
-    /// Runs a command in the network namespace and gives its output.
-    fn run(&self, command: &str) -> String {
-        let pid = self.pid().to_string();
-        let mut nsenter = Command::new("nsenter");
-        nsenter.args(["-t", &pid, "-n", "--"]).args(command.split(' '));
-        let output = nsenter.output().unwrap();
-        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
-    }
-
-    /// Runs `body` with a thread in the network namespace. Sockets stay there.
-    fn inside<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
-        let netns = File::open(self.path("ns/net")).unwrap();
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
-                body()
-            });
-            thread.join().unwrap()
-        })
-    }
-
-    fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A named network namespace; removed when dropped.
-struct Named(String);
-
-impl Named {
-    fn new(name: &str) -> Self {
-        let name = format!("usernet-{name}-{}", std::process::id());
-        ip(&format!("netns add {name}"));
-        Self(name)
-    }
-
-    fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/run/netns/{}", self.0))
-    }
-}
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        if self.path().exists() {
-            let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
-        }
-    }
-}
-
-fn ip(arguments: &str) -> String {
-    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < 3 * SOON, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
+use guest::{Guest, Named, ROOT, SOON, USER, eventually, in_own_process, ip, say, spawn};
 
 fn request(target: Target) -> Request {
     let config = Config::example();

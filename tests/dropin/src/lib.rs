@@ -9,10 +9,12 @@
 
 pub mod containers;
 pub mod machine;
+pub mod slirp;
 pub mod tool;
 pub mod trixie;
 
 pub use containers::Containers;
 pub use machine::{Machine, System};
+pub use slirp::Slirp;
 pub use tool::{Kind, Tool};
 pub use usernet_lab;

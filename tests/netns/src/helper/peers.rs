@@ -47,6 +47,8 @@ pub(super) fn main(peer: &str, args: &[&str]) -> Outcome {
         ("ping-pong", [protocol, address, n]) => ping_pong(protocol, address.parse()?, n.parse()?),
         ("echo", [address, sizes @ ..]) => echo(address.parse()?, sizes),
         ("ask", [socket, request]) => ask(socket, request),
+        ("speak", [socket, request]) => speak(socket, request),
+        ("crowd", [socket, n, request]) => crowd(socket, n.parse()?, request),
         ("connect", [address]) => connect(address.parse()?),
         _ => Err("no such command".into()),
     }
@@ -406,6 +408,38 @@ fn ask(socket: &str, request: &str) -> Outcome {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     print!("{line}");
+    Ok(())
+}
+
+/// A request to a unix socket, ended by the end of our direction, and all that is answered.
+fn speak(socket: &str, request: &str) -> Outcome {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(request.as_bytes())?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    print!("{answer}");
+    Ok(())
+}
+
+/// The same from `n` clients who all come before the first one speaks. Says how many got the first one's answer.
+fn crowd(socket: &str, n: usize, request: &str) -> Outcome {
+    let clients = (0..n).map(|_| UnixStream::connect(socket));
+    let mut clients = clients.collect::<Result<Vec<_>, _>>()?;
+    for client in &mut clients {
+        client.set_read_timeout(Some(PATIENCE))?;
+        client.write_all(request.as_bytes())?;
+        client.shutdown(Shutdown::Write)?;
+    }
+    let mut answers = Vec::with_capacity(n);
+    for mut client in clients {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer)?;
+        answers.push(answer);
+    }
+    let same = answers.iter().filter(|answer| !answer.is_empty() && **answer == answers[0]);
+    println!("{} alike", same.count());
     Ok(())
 }
 

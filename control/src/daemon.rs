@@ -220,7 +220,7 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     let config = config(plan)?;
     let Link::Namespace(namespace) = &plan.link;
     let attached = namespace::attach(&request(plan, namespace, &config))?;
-    let tap = attached.link.tap.as_raw_fd();
+    let tap = attached.link.fd.as_raw_fd();
     let given = Given { told, signals, exit, server, pcap };
     let Prepared { control, first, setup } = prepare(plan, config, attached, given)?;
 

@@ -21,6 +21,8 @@ pub(crate) enum Token {
     Mailbox,
     /// An exit descriptor.
     Exit,
+    /// Room in a link that is a socket.
+    Room,
     /// A socket of the core. Only the low bits of the generation: enough to tell a late event from a fresh one.
     Socket { index: u32, generation: u32 },
     /// The client's half of a spliced pair.
@@ -56,6 +58,7 @@ impl Token {
             Self::Tap => (0, 0, 0),
             Self::Mailbox => (1, 0, 0),
             Self::Exit => (2, 0, 0),
+            Self::Room => (6, 0, 0),
             Self::Socket { index, generation } => (3, generation, index),
             Self::PairClient { index, generation } => (4, generation, index),
             Self::PairServer { index, generation } => (5, generation, index),
@@ -74,6 +77,7 @@ impl Token {
             3 => Some(Self::Socket { index, generation }),
             4 => Some(Self::PairClient { index, generation }),
             5 => Some(Self::PairServer { index, generation }),
+            6 => Some(Self::Room),
             _ => None,
         }
     }
@@ -121,6 +125,15 @@ pub(crate) enum FromTap {
     Starved,
 }
 
+/// Whether a direct read of the link is to be followed by another. A message without bytes is an error of its own.
+pub(crate) fn may_have_more(result: &io::Result<FromTap>) -> bool {
+    match result {
+        Ok(FromTap::Frame(_) | FromTap::Starved) => true,
+        Ok(FromTap::Empty) => false,
+        Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
+    }
+}
+
 /// Waits, and moves frames. Static dispatch: one engine per backend.
 pub(crate) trait Backend {
     /// For people.
@@ -130,6 +143,7 @@ pub(crate) trait Backend {
     fn start(&mut self) -> io::Result<()>;
 
     /// Starts the watch over a descriptor, edge triggered, both directions. What is ready already is told, too.
+    /// [`Token::Room`] adds the other direction to the link's, which is watched already.
     fn watch(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()>;
 
     /// Ends a watch, before the descriptor is closed.
@@ -165,7 +179,8 @@ mod tests {
     fn tokens_survive_being_packed() {
         let id = SocketId { index: u32::MAX, generation: 0xabcd_ef01 };
         let (client, server) = Token::pair(id);
-        for token in [Token::Tap, Token::Mailbox, Token::Exit, Token::socket(id), client, server] {
+        let single = [Token::Tap, Token::Mailbox, Token::Exit, Token::Room];
+        for token in single.into_iter().chain([Token::socket(id), client, server]) {
             assert_eq!(Token::unpack(token.pack()), Some(token));
         }
         assert_eq!(Token::unpack(u64::MAX), None);

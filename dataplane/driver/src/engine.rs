@@ -32,11 +32,11 @@ use crate::exec::Outgoing;
 use crate::listen::{Accepted, Listener};
 use crate::mailbox::{Install, InstallError, NewListener, Status};
 use crate::runtime::Ended;
-use crate::setup::{DriverError, NamespaceSockets, Outbound};
+use crate::setup::{DriverError, LinkKind, NamespaceSockets, Outbound};
 use crate::splice::Pipes;
 use crate::stream::{PeekRequest, Waste};
 use crate::table::{Socket, Table};
-use crate::tap::{self, Tap};
+use crate::tap::Tap;
 use usernet_core::rules::Protocol;
 
 /// Frames taken per turn.
@@ -161,7 +161,12 @@ impl<B: Backend> Engine<B> {
         let Parts { shard, arena, tap, caps, outbound, namespace } = parts;
         backend
             .watch(tap.fd(), Token::Tap)
-            .map_err(DriverError::system("cannot wait for the TAP"))?;
+            .map_err(DriverError::system("cannot wait for the link"))?;
+        if tap.kind() == LinkKind::Packets {
+            backend
+                .watch(tap.fd(), Token::Room)
+                .map_err(DriverError::system("cannot wait for room in the link"))?;
+        }
         Ok(Self {
             shard,
             queue: Queue::new(arena),
@@ -244,11 +249,13 @@ impl<B: Backend> Engine<B> {
         for _ in 0..FRAMES_PER_TURN / FRAMES_PER_STEP {
             let taken = match self.take_step() {
                 Ok(taken) => taken,
-                Err(error) if tap::is_gone(&error) => return Some(Ended::NamespaceGone),
-                Err(_) => {
-                    self.count(Counter::TapReadErrors);
-                    0
-                }
+                Err(error) => match self.tap.end(&error) {
+                    Some(ended) => return Some(ended),
+                    None => {
+                        self.count(Counter::TapReadErrors);
+                        0
+                    }
+                },
             };
             self.flush();
             if taken < FRAMES_PER_STEP {

@@ -8,7 +8,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 
 use crate::arena::Arena;
-use crate::backend::{Backend, Event, FromTap, Ready, Token};
+use crate::backend::{Backend, Event, FromTap, Ready, Token, may_have_more};
 use crate::tap::Tap;
 
 /// Events taken per wake-up; what is left comes with the next.
@@ -40,14 +40,21 @@ impl Backend for Epoll {
     }
 
     fn watch(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        let registry = self.poll.registry();
         let interest = match token {
+            Token::Room => {
+                // A descriptor is in the set once.
+                let token = mio::Token(Token::Tap.pack() as usize);
+                let both = Interest::READABLE | Interest::WRITABLE;
+                return registry.reregister(&mut SourceFd(&fd.as_raw_fd()), token, both);
+            }
             Token::Tap | Token::Mailbox | Token::Exit => Interest::READABLE,
             Token::Socket { .. } | Token::PairClient { .. } | Token::PairServer { .. } => {
                 Interest::READABLE | Interest::WRITABLE
             }
         };
         let token = mio::Token(token.pack() as usize);
-        self.poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, interest)
+        registry.register(&mut SourceFd(&fd.as_raw_fd()), token, interest)
     }
 
     fn forget(&mut self, _fd: BorrowedFd<'_>, _token: Token) {
@@ -67,16 +74,19 @@ impl Backend for Epoll {
         }
         for event in &self.events {
             let Some(token) = Token::unpack(event.token().0 as u64) else { continue };
-            if token == Token::Tap {
-                self.tap_is_ready = true;
-                continue;
-            }
             let ready = Ready {
                 read: event.is_readable() || event.is_read_closed(),
                 write: event.is_writable(),
                 error: event.is_error(),
                 hung_up: event.is_read_closed(),
             };
+            if token == Token::Tap {
+                self.tap_is_ready |= ready.read || ready.error;
+                if ready.write {
+                    events.push(Event { token: Token::Room, ready, has_ended: false });
+                }
+                continue;
+            }
             events.push(Event { token, ready, has_ended: false });
         }
         Ok(())
@@ -87,7 +97,7 @@ impl Backend for Epoll {
             return Ok(FromTap::Empty);
         }
         let result = tap.read_frame(arena);
-        self.tap_is_ready = matches!(result, Ok(FromTap::Frame(_) | FromTap::Starved));
+        self.tap_is_ready = may_have_more(&result);
         result
     }
 

@@ -31,6 +31,11 @@ impl<B: Backend> Engine<B> {
         }
         match token {
             Token::Tap => {}
+            Token::Room => {
+                if self.tap.on_room().is_err() {
+                    self.count(Counter::TapWriteErrors);
+                }
+            }
             Token::Mailbox | Token::Exit => others.push(event),
             Token::Socket { index, generation } => match self.table.resolve(index, generation) {
                 Some(socket) => self.on_socket(socket, ready),
@@ -50,6 +55,7 @@ impl<B: Backend> Engine<B> {
         let (index, generation) = match token {
             // The first starts by itself, the others are the caller's.
             Token::Tap | Token::Mailbox | Token::Exit => return,
+            Token::Room => return drop(self.backend.watch(self.tap.fd(), token)),
             Token::Socket { index, generation }
             | Token::PairClient { index, generation }
             | Token::PairServer { index, generation } => (index, generation),
@@ -74,7 +80,7 @@ impl<B: Backend> Engine<B> {
     pub(crate) fn on_again(&mut self, token: Token) {
         let ready = Ready { read: true, ..Ready::default() };
         match token {
-            Token::Tap | Token::Mailbox | Token::Exit => {}
+            Token::Tap | Token::Room | Token::Mailbox | Token::Exit => {}
             Token::Socket { index, generation } => {
                 if let Some(socket) = self.table.resolve(index, generation) {
                     self.on_socket(socket, ready);

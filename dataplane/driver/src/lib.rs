@@ -13,6 +13,7 @@
 mod address;
 mod arena;
 mod backend;
+mod backlog;
 mod bufring;
 pub mod caps;
 mod capture;
@@ -41,4 +42,6 @@ mod vnet;
 pub use caps::Caps;
 pub use mailbox::{Gone, Handle, Install, InstallError, NewListener, Status};
 pub use runtime::{Ended, Runtime};
-pub use setup::{BackendChoice, DriverError, Link, LinkOffload, NamespaceSockets, Outbound, Setup};
+pub use setup::{
+    BackendChoice, DriverError, Link, LinkKind, LinkOffload, NamespaceSockets, Outbound, Setup,
+};

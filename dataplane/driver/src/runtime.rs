@@ -11,7 +11,7 @@ use crate::capture::Capture;
 use crate::engine::{Engine, Parts};
 use crate::epoll::Epoll;
 use crate::mailbox::{Handle, Mailbox, Request};
-use crate::setup::{BackendChoice, DriverError, Setup};
+use crate::setup::{BackendChoice, DriverError, LinkKind, Setup};
 use crate::tap::Tap;
 use crate::uring::Uring;
 
@@ -19,11 +19,16 @@ use crate::uring::Uring;
 /// again.
 const IN_FLIGHT_WITHOUT_PEEK_OFFSET: u32 = 256 << 10;
 
+/// The same where the link is a socket: a few flows fill what may wait there.
+const IN_FLIGHT_THROUGH_SOCKET: u32 = 512 << 10;
+
 /// Why a runtime ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// The TAP is gone, and with it the guest's namespace.
     NamespaceGone,
+    /// The peer of a [`LinkKind::Packets`] has closed it.
+    PeerClosed,
     /// One of the exit descriptors spoke.
     ExitFd,
     /// [`Handle::stop`].
@@ -103,6 +108,10 @@ fn parts(setup: Setup) -> Result<(Parts, Vec<OwnedFd>), DriverError> {
         let in_flight = &mut config.limits.in_flight_bytes;
         *in_flight = (*in_flight).min(IN_FLIGHT_WITHOUT_PEEK_OFFSET);
     }
+    if link.kind == LinkKind::Packets {
+        let in_flight = &mut config.limits.in_flight_bytes;
+        *in_flight = (*in_flight).min(IN_FLIGHT_THROUGH_SOCKET);
+    }
     let arena = Arena::new(config.limits.leases)?;
     let capture = pcap
         .map(Capture::new)
@@ -149,6 +158,7 @@ fn drive<B: Backend>(mut engine: Engine<B>, mailbox: &Mailbox) -> Result<Ended, 
                     }
                 }
                 Token::Tap
+                | Token::Room
                 | Token::Socket { .. }
                 | Token::PairClient { .. }
                 | Token::PairServer { .. } => {}

@@ -42,10 +42,30 @@ pub struct Setup {
 
 /// The port that carries the guest's frames.
 pub struct Link {
-    /// A TAP device, attached (`TUNSETIFF` with `IFF_TAP | IFF_NO_PI`), with the offload set that `offload` says.
-    pub tap: OwnedFd,
+    /// The device or socket.
+    pub fd: OwnedFd,
+    /// Which of them.
+    pub kind: LinkKind,
     /// What it was set to.
     pub offload: LinkOffload,
+}
+
+/// What a [`Link`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A TAP device, attached (`TUNSETIFF` with `IFF_TAP | IFF_NO_PI`), with the offload set that [`Link::offload`]
+    /// says. It ends with its namespace.
+    Tap,
+    /// A connected unix socket of type `SOCK_SEQPACKET`: one Ethernet frame per message, nothing in front of it. It
+    /// ends when the peer closes it.
+    Packets,
+}
+
+impl Link {
+    /// A connected `SOCK_SEQPACKET` socket.
+    pub fn packets(fd: OwnedFd) -> Self {
+        Self { fd, kind: LinkKind::Packets, offload: LinkOffload::default() }
+    }
 }
 
 /// What the link takes over from its two ends.

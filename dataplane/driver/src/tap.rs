@@ -1,4 +1,4 @@
-//! The TAP: frames in and out, one per call, with or without a virtio-net header.
+//! The link: frames in and out, one per call; a TAP, with or without a virtio-net header, or a socket of packets.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -9,19 +9,27 @@ use usernet_core::{Config, LeaseId, Offload, Span};
 
 use crate::arena::{Arena, FRONT_BYTES, LARGE_ROOM};
 use crate::backend::{FromTap, RawFrame};
+use crate::backlog::Backlog;
 use crate::capture::Capture;
-use crate::setup::{Link, LinkOffload};
+use crate::runtime::Ended;
+use crate::setup::{Link, LinkKind, LinkOffload};
 use crate::sys;
 use crate::vnet::{self, HEADER_BYTES_MAX, Malformed};
 
 /// More identifications than the pieces of one frame need.
 const FRAGMENTED_PER_FRAME: u32 = 1 << 12;
 
+/// Send buffer asked for where the link is a socket.
+const SEND_BUFFER_BYTES: i32 = 4 << 20;
+
 const _: () = assert!(HEADER_BYTES_MAX <= FRONT_BYTES, "the header fits in front of the frame");
 
 /// See the [module](self).
 pub(crate) struct Tap {
     fd: OwnedFd,
+    kind: LinkKind,
+    /// Of a link that is a socket: frames that wait for room.
+    backlog: Backlog,
     offload: LinkOffload,
     /// Bytes of virtio-net header.
     header_bytes: usize,
@@ -33,13 +41,20 @@ pub(crate) struct Tap {
 }
 
 impl Tap {
-    /// Takes the device over and makes it nonblocking.
+    /// Takes the device or socket over and makes it nonblocking.
     pub(crate) fn new(link: Link, config: &Config, capture: Option<Capture>) -> io::Result<Self> {
-        let flags = rustix::fs::fcntl_getfl(&link.tap)?;
-        rustix::fs::fcntl_setfl(&link.tap, flags | rustix::fs::OFlags::NONBLOCK)?;
+        let flags = rustix::fs::fcntl_getfl(&link.fd)?;
+        rustix::fs::fcntl_setfl(&link.fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+        if link.kind == LinkKind::Packets {
+            // The kernel clamps it to net.core.wmem_max.
+            let (level, name) = (libc::SOL_SOCKET, libc::SO_SNDBUF);
+            let _ = sys::set_option(link.fd.as_fd(), level, name, SEND_BUFFER_BYTES);
+        }
         let header_bytes = usize::from(link.offload.vnet_header_bytes);
         Ok(Self {
-            fd: link.tap,
+            fd: link.fd,
+            kind: link.kind,
+            backlog: Backlog::default(),
             offload: link.offload,
             header_bytes,
             capture,
@@ -65,6 +80,11 @@ impl Tap {
         // SAFETY: the lease was taken for this read; the range is the slot's, from inside its front on.
         let read = unsafe { libc::read(self.fd.as_raw_fd(), pointer.cast(), len) };
         match sys::check_bytes(read) {
+            // A TAP never says so; a socket at its end, or when it got a message without bytes.
+            Ok(0) => {
+                arena.release(lease);
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
             Ok(bytes) => Ok(FromTap::Frame(RawFrame { lease, bytes })),
             Err(error) => {
                 arena.release(lease);
@@ -99,6 +119,9 @@ impl Tap {
             return self.write_cut(frame, offload);
         }
         let offload = self.without_checksum(frame, offload);
+        if self.kind == LinkKind::Packets {
+            return self.backlog.send(self.fd.as_fd(), [frame, &[]]);
+        }
         let pointer = arena.span_start(span).wrapping_sub(self.header_bytes);
         if self.header_bytes > 0 {
             let header = vnet::encode(offload, frame);
@@ -125,20 +148,49 @@ impl Tap {
         // Each piece is complete: an empty virtio-net header says so.
         let vnet = [0_u8; HEADER_BYTES_MAX];
         let (fd, vnet) = (self.fd.as_fd(), &vnet[..self.header_bytes]);
+        let (kind, backlog) = (self.kind, &mut self.backlog);
         // Train after train counts on from its own identification; a train has fewer pieces than this.
         self.identification = self.identification.wrapping_add(FRAGMENTED_PER_FRAME);
         let mut result = Ok(());
         let emit = &mut |headers: &[u8], payload: &[u8]| {
             let parts = [IoSlice::new(vnet), IoSlice::new(headers), IoSlice::new(payload)];
-            if let Err(error) = rustix::io::writev(fd, &parts)
-                && result.is_ok()
-            {
-                result = Err(error.into());
+            let written = match kind {
+                LinkKind::Tap => rustix::io::writev(fd, &parts).map(drop).map_err(io::Error::from),
+                LinkKind::Packets => backlog.send(fd, [headers, payload]),
+            };
+            if result.is_ok() {
+                result = written;
             }
         };
         cut(frame, offload, self.mtu, self.identification, emit)
             .map_err(|usernet_core::packet::Malformed| io::ErrorKind::InvalidData)?;
         result
+    }
+
+    /// Which it is.
+    pub(crate) fn kind(&self) -> LinkKind {
+        self.kind
+    }
+
+    /// The socket has room again: what waits is sent.
+    pub(crate) fn on_room(&mut self) -> io::Result<()> {
+        self.backlog.drain(self.fd.as_fd())
+    }
+
+    /// Why there will be no more frames, if an error of reading says so.
+    pub(crate) fn end(&self, error: &io::Error) -> Option<Ended> {
+        match self.kind {
+            LinkKind::Tap => is_gone(error).then_some(Ended::NamespaceGone),
+            LinkKind::Packets => self.has_peer_closed(error).then_some(Ended::PeerClosed),
+        }
+    }
+
+    fn has_peer_closed(&self, error: &io::Error) -> bool {
+        match error.raw_os_error() {
+            Some(errno) => matches!(errno, libc::ECONNRESET | libc::EPIPE | libc::ENOTCONN),
+            // A message without bytes reads like the end.
+            None => sys::has_peer_shut_down(self.fd()).unwrap_or(true),
+        }
     }
 
     /// Whether the link cuts such a frame itself.
@@ -163,6 +215,6 @@ impl Tap {
 
 /// Whether an error says that the device is gone for good: its namespace, or it itself, was deleted
 /// (`tun_chr_read_iter`: `EBADFD`).
-pub(crate) fn is_gone(error: &io::Error) -> bool {
+fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::ENXIO | libc::EFAULT))
 }

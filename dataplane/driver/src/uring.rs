@@ -25,7 +25,7 @@ use io_uring::{IoUring, Probe, cqueue, opcode, register, squeue};
 use usernet_core::LeaseId;
 
 use crate::arena::Arena;
-use crate::backend::{Backend, Event, FromTap, RawFrame, Ready, Token};
+use crate::backend::{Backend, Event, FromTap, RawFrame, Ready, Token, may_have_more};
 use crate::bufring::BufferRing;
 use crate::tap::Tap;
 
@@ -199,6 +199,11 @@ impl Uring {
             self.buffers.on_taken(lease.0 as u16);
         }
         match (usize::try_from(entry.result()), lease) {
+            // A socket at its end, or a message without bytes. A TAP never says so.
+            (Ok(0), lease) => {
+                self.unused.extend(lease);
+                self.tap_error = Some(io::ErrorKind::UnexpectedEof.into());
+            }
             (Ok(bytes), Some(lease)) => self.frames.push_back(RawFrame { lease, bytes }),
             // Out of buffers: it starts again when there are some.
             (Err(_), _) if entry.result() == -libc::ENOBUFS => {}
@@ -264,12 +269,14 @@ impl Backend for Uring {
             return Ok(FromTap::Empty);
         }
         let result = tap.read_frame(arena);
-        self.tap_is_ready = matches!(result, Ok(FromTap::Frame(_) | FromTap::Starved));
+        self.tap_is_ready = may_have_more(&result);
         result
     }
 
     fn has_frames(&self) -> bool {
-        !self.frames.is_empty() || (!self.reads_on_ring && self.tap_is_ready)
+        !self.frames.is_empty()
+            || self.tap_error.is_some()
+            || (!self.reads_on_ring && self.tap_is_ready)
     }
 
     fn on_idle(&mut self, arena: &Arena) {
@@ -317,6 +324,7 @@ fn restrictions() -> [register::Restriction; 4] {
 fn poll(fd: RawFd, token: Token) -> squeue::Entry {
     let bits = match token {
         Token::Tap | Token::Mailbox | Token::Exit => libc::POLLIN,
+        Token::Room => libc::POLLOUT,
         Token::Socket { .. } | Token::PairClient { .. } | Token::PairServer { .. } => {
             libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP
         }

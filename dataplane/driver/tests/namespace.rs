@@ -194,7 +194,7 @@ fn frames_pass_with_and_without_offload() {
                 let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
                 socket.send_to(b"hello", "10.0.2.2:9").unwrap();
             });
-            let mut tap = File::from(attached.link.tap);
+            let mut tap = File::from(attached.link.fd);
             let mut frame = [0; 2048];
             let is_arp = |frame: &[u8]| frame[header + 12..header + 14] == [0x08, 0x06];
             while tap.read(&mut frame).unwrap() < header + 14 || !is_arp(&frame) {}

@@ -85,7 +85,7 @@ impl Helper<'_> {
             }
             Err(failure) => (Report::Failed(failure), None),
         };
-        let tap = ready.as_ref().map(|(link, _)| link.tap.as_fd());
+        let tap = ready.as_ref().map(|(link, _)| link.fd.as_fd());
         let told = hand_over_lists(&channels.control)
             .and_then(|()| channels.data_path.send(&report.encode(), tap));
         if told.is_err() {

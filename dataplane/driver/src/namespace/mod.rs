@@ -74,7 +74,7 @@ use message::Report;
 use sockets::HelperSockets;
 use target::OpenTarget;
 
-use crate::{Link, NamespaceSockets};
+use crate::{Link, LinkKind, NamespaceSockets};
 
 /// Which network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,7 +197,7 @@ pub fn attach(request: &Request) -> Result<Attached, AttachError> {
             Ok(Attached {
                 listeners,
                 ports,
-                link: Link { tap, offload },
+                link: Link { fd: tap, kind: LinkKind::Tap, offload },
                 helper_pid: sockets.pid(),
                 sockets: Box::new(sockets),
                 ended: NamespaceEnd(OwnedFd::from(end)),

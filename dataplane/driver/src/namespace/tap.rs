@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::errno::Errno;
 
 use super::message::{Failure, Step};
-use crate::{Link, LinkOffload};
+use crate::{Link, LinkKind, LinkOffload};
 
 /// Bytes of virtio-net header in front of each frame: `struct virtio_net_hdr` without `num_buffers`, which
 /// is for rings only.
@@ -42,7 +42,7 @@ pub(super) fn create(name: &str, is_offloaded: bool, may_exist: bool) -> Result<
         true => set_offload(&tap).map_err(Failure::at(Step::SetOffload))?,
         false => LinkOffload::default(),
     };
-    Ok(Link { tap, offload })
+    Ok(Link { fd: tap, kind: LinkKind::Tap, offload })
 }
 
 /// The kernel's answer that an [`io::Error`] stands for.

@@ -5,18 +5,20 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
+use rustix::net::{SendFlags, send};
 use usernet_core::Config;
 use usernet_core::rules::{Access, HostLoopback, Rules};
 use usernet_driver::{
-    BackendChoice, DriverError, Ended, Handle, Link, LinkOffload, NamespaceSockets, Outbound,
-    Runtime, Setup,
+    BackendChoice, DriverError, Ended, Handle, Link, LinkKind, LinkOffload, NamespaceSockets,
+    Outbound, Runtime, Setup,
 };
 
 /// Every test runs once per backend.
@@ -126,11 +128,20 @@ pub(crate) struct Options {
     pub(crate) mtu: u16,
     pub(crate) exit_fds: Vec<Arc<OwnedFd>>,
     pub(crate) joins_loopback: bool,
+    /// The runtime's link is a socket; what comes through it is carried to the TAP.
+    pub(crate) is_socket: bool,
 }
 
 impl Options {
     pub(crate) fn new(backend: BackendChoice) -> Self {
-        Self { backend, is_offloaded: true, mtu: 1500, exit_fds: Vec::new(), joins_loopback: false }
+        Self {
+            backend,
+            is_offloaded: true,
+            mtu: 1500,
+            exit_fds: Vec::new(),
+            joins_loopback: false,
+            is_socket: false,
+        }
     }
 }
 
@@ -140,6 +151,7 @@ impl Guest {
         let namespace = Namespace::new();
         let is_offloaded = options.is_offloaded;
         let link = namespace.run(move || tap("tap0", is_offloaded)).expect("a TAP");
+        let link = if options.is_socket { through_socket(link) } else { link };
         let config = Config { mtu: options.mtu, seed: 1, ..Config::example() };
         let (net4, net6) = (config.net4.expect("IPv4"), config.net6.expect("IPv6"));
         for line in [
@@ -202,6 +214,31 @@ impl Drop for Guest {
     }
 }
 
+/// A link that is a socket, and a thread that carries frames between it and a TAP until it is closed.
+fn through_socket(tap: Link) -> Link {
+    let (ours, peer) = crate::packets::pair();
+    thread::spawn(move || {
+        let mut frame = vec![0; 65_536];
+        loop {
+            let mut events = [PollFd::new(tap.fd.as_fd(), PollFlags::POLLIN)].to_vec();
+            events.push(PollFd::new(peer.as_fd(), PollFlags::POLLIN));
+            poll(&mut events, PollTimeout::NONE).expect("it can be waited for");
+            if events[0].any().unwrap_or(true) {
+                let len = rustix::io::read(&tap.fd, &mut frame).expect("a frame");
+                // The runtime may have ended.
+                let _ = send(&peer, &frame[..len], SendFlags::NOSIGNAL);
+            }
+            if events[1].any().unwrap_or(true) {
+                match rustix::io::read(&peer, &mut frame) {
+                    Ok(0) | Err(_) => return,
+                    Ok(len) => drop(rustix::io::write(&tap.fd, &frame[..len])),
+                }
+            }
+        }
+    });
+    Link::packets(ours)
+}
+
 /// Waits until the kernel delivers to an IPv6 address, which it does a moment after the address was added: the route
 /// comes with a work item of its own (`addrconf_dad_work`).
 fn wait_for_address(address: Ipv6Addr) {
@@ -233,13 +270,13 @@ fn tap(name: &str, is_offloaded: bool) -> io::Result<Link> {
     // SAFETY: the request is as the ioctl wants it.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
     if !is_offloaded {
-        return Ok(Link { tap, offload: LinkOffload::default() });
+        return Ok(Link { fd: tap, kind: LinkKind::Tap, offload: LinkOffload::default() });
     }
     let features = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | 0x20 | 0x40;
     // SAFETY: the argument is a plain number.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD as _, features) })?;
     let offload = LinkOffload { vnet_header_bytes: 10, checksum: true, tso: true, uso: true };
-    Ok(Link { tap, offload })
+    Ok(Link { fd: tap, kind: LinkKind::Tap, offload })
 }
 
 fn check(result: i32) -> io::Result<()> {

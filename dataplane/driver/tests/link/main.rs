@@ -6,4 +6,5 @@ mod guest;
 
 mod datagrams;
 mod outward;
+mod packets;
 mod streams;

@@ -36,6 +36,8 @@ use crate::spec::Spec;
 pub(crate) enum Cause {
     /// The namespace has ended.
     NamespaceGone,
+    /// The peer has closed the link's socket.
+    PeerClosed,
     /// Our helper in the namespace was killed.
     HelperGone,
     /// Something happened on the exit descriptor.
@@ -53,8 +55,6 @@ pub(crate) enum Cause {
 pub(crate) struct Facts {
     /// The namespace as the command line names it.
     pub(crate) netns: String,
-    /// Whether the namespace's end is none of ours.
-    pub(crate) outlives_namespace: bool,
     /// The TAP's name.
     pub(crate) tap: String,
     /// What the shard was started with.
@@ -71,8 +71,8 @@ pub(crate) struct Facts {
 pub(crate) struct Ends {
     /// SIGTERM, SIGINT, SIGHUP; blocked everywhere else.
     pub(crate) signals: SignalFd,
-    /// The namespace, or the helper in it.
-    pub(crate) namespace: NamespaceEnd,
+    /// The namespace, or the helper in it; none: there is none, or its end is none of ours.
+    pub(crate) namespace: Option<NamespaceEnd>,
     /// What the caller gave us.
     pub(crate) exit: Option<OwnedFd>,
     /// Written by the main thread when the data path has ended.
@@ -134,9 +134,8 @@ impl Control {
         let data_path: BorrowedFd<'_> = self.ends.data_path.as_fd();
         let signals = self.ends.signals.as_fd();
         // A descriptor that is not there is replaced by one that is watched anyway.
-        let is_watched = !self.facts.outlives_namespace;
-        let namespace = if is_watched { self.ends.namespace.as_fd() } else { signals };
-        let ends = [data_path, namespace, signals, exit.unwrap_or(signals)];
+        let namespace = self.ends.namespace.as_ref().map(NamespaceEnd::as_fd);
+        let ends = [data_path, namespace.unwrap_or(signals), signals, exit.unwrap_or(signals)];
         let resolv = self.resolv_conf.as_ref().and_then(ResolvConf::fd);
         let others = resolv.map(|fd| (fd, PollFlags::POLLIN)).into_iter();
         let others = others.chain(self.server.iter().flat_map(Server::interests));
@@ -151,7 +150,7 @@ impl Control {
             Err(errno) => tracing::error!("poll: {errno}"),
         }
         let speaks = |at: usize| fds[at].any().unwrap_or(true);
-        [speaks(0), is_watched && speaks(1), speaks(2), exit.is_some() && speaks(3)]
+        [speaks(0), namespace.is_some() && speaks(1), speaks(2), exit.is_some() && speaks(3)]
     }
 
     fn timeout(&self) -> PollTimeout {
@@ -173,16 +172,14 @@ impl Control {
         if data_path {
             return Some(Cause::DataPath);
         }
-        if namespace && let Some(reason) = self.ends.namespace.reason() {
+        if namespace && let Some(reason) = self.ends.namespace.as_ref().and_then(|n| n.reason()) {
             return Some(match reason {
                 EndReason::NamespaceGone => Cause::NamespaceGone,
                 EndReason::HelperGone => Cause::HelperGone,
             });
         }
-        if signals && let Ok(Some(info)) = self.ends.signals.read_signal() {
-            let signal = i32::try_from(info.ssi_signo).ok();
-            let signal = signal.and_then(|number| Signal::try_from(number).ok());
-            return Some(Cause::Signal(signal.unwrap_or(Signal::SIGTERM)));
+        if signals && let Some(cause) = signal(&self.ends.signals) {
+            return Some(cause);
         }
         if exit {
             return Some(Cause::ExitFd);
@@ -331,6 +328,14 @@ impl Control {
             flows: flows.iter().take(limit).map(FlowEntry::from).collect(),
         })
     }
+}
+
+/// The signal that has come, if one has.
+pub(crate) fn signal(signals: &SignalFd) -> Option<Cause> {
+    let info = signals.read_signal().ok()??;
+    let signal = i32::try_from(info.ssi_signo).ok();
+    let signal = signal.and_then(|number| Signal::try_from(number).ok());
+    Some(Cause::Signal(signal.unwrap_or(Signal::SIGTERM)))
 }
 
 /// The name of a backend as the command line has it.

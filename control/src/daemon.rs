@@ -34,12 +34,13 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use usernet_core::config::Limits;
 use usernet_core::{Config, Rules};
-use usernet_driver::namespace::{self, AttachError, Attached, Request, Target};
+use usernet_driver::namespace::{self, AttachError, Request, Target};
 use usernet_driver::{DriverError, Ended, Handle, InstallError, Runtime, Setup};
 
 use crate::announcement::Readiness;
 use crate::api::SocketError;
 use crate::api::server::Server;
+use crate::attach::{self, GuestSide, LinkSocketError};
 use crate::control::{Cause, Control, Ends, Facts};
 use crate::forwards::follow::Follower;
 use crate::forwards::{Change, Direction, ForwardError, ForwardTable};
@@ -93,6 +94,9 @@ pub enum DaemonError {
     /// The control socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The link's socket.
+    #[error(transparent)]
+    Link(#[from] LinkSocketError),
     /// The data path.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -139,6 +143,7 @@ impl DaemonError {
             | Self::File { .. }
             | Self::Forward(_)
             | Self::Socket(_)
+            | Self::Link(_)
             | Self::Driver(_)
             | Self::Install(_)
             | Self::Ready(_)
@@ -218,11 +223,19 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     let server = plan.api.as_ref().map(Server::start).transpose()?;
 
     let config = config(plan)?;
-    let Link::Namespace(namespace) = &plan.link;
-    let attached = namespace::attach(&request(plan, namespace, &config))?;
-    let tap = attached.link.fd.as_raw_fd();
+    let mut guest = match &plan.link {
+        Link::Namespace(namespace) => {
+            GuestSide::from(namespace::attach(&request(plan, namespace, &config))?)
+        }
+        Link::Socket(path) => match attach::wait_for_peer(path, &signals, exit.as_ref())? {
+            Ok(guest) => guest,
+            Err(cause) => return Ok(cause),
+        },
+    };
+    let tap = guest.link.fd.as_raw_fd();
+    let _name = guest.name.take();
     let given = Given { told, signals, exit, server, pcap };
-    let Prepared { control, first, setup } = prepare(plan, config, attached, given)?;
+    let Prepared { control, first, setup } = prepare(plan, config, guest, given)?;
 
     let (runtime, handle) = Runtime::new(setup)?;
     let readiness = Readiness {
@@ -256,14 +269,14 @@ struct Prepared<F> {
 fn prepare(
     plan: &Plan,
     config: Config,
-    attached: Attached,
+    guest: GuestSide,
     given: Given,
 ) -> Result<Prepared<impl FnOnce(Handle) -> Control + use<>>, DaemonError> {
-    let Attached { link, sockets, listeners, ports, ended, warnings, .. } = attached;
-    let mut warnings = warnings;
-    let mut forwards = ForwardTable::new(Some(listeners));
+    let GuestSide { link, sockets, listeners, ports, ended, mut warnings, .. } = guest;
+    let mut forwards = ForwardTable::new(listeners);
     let first = first_forwards(plan, &mut forwards)?;
-    let follower = Follower::new(plan.automatic.clone(), ports, Instant::now());
+    let follower =
+        ports.and_then(|ports| Follower::new(plan.automatic.clone(), ports, Instant::now()));
     warnings.extend(first.warnings.iter().cloned());
     let (resolvers, resolv_conf) = resolvers(&plan.resolvers, &mut warnings);
     warnings.extend(host::shortcomings(plan, &config));
@@ -278,16 +291,15 @@ fn prepare(
         rules,
         link,
         outbound: plan.outbound.clone(),
-        namespace: Some(sockets),
+        namespace: sockets,
         pcap: given.pcap,
         // The control thread watches what ends us, and knows which it was.
         exit_fds: Vec::new(),
     };
-    let Link::Namespace(namespace) = &plan.link;
+    let (netns, tap) = named(&plan.link);
     let facts = Facts {
-        outlives_namespace: plan.outlives_namespace,
-        netns: named(&namespace.target),
-        tap: namespace.tap_name.clone(),
+        netns,
+        tap,
         config,
         access: plan.access.clone(),
         warnings: given.told.clone(),
@@ -296,7 +308,8 @@ fn prepare(
     let data_path = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
         .map_err(DaemonError::system("make an eventfd"))?;
     let Given { signals, exit, server, .. } = given;
-    let ends = Ends { signals, namespace: ended, exit, data_path: Arc::new(data_path) };
+    let namespace = ended.filter(|_| !plan.outlives_namespace);
+    let ends = Ends { signals, namespace, exit, data_path: Arc::new(data_path) };
     let control = move |handle| Control {
         handle,
         facts,
@@ -346,7 +359,10 @@ fn serve(
     match (ended?, cause?) {
         (_, Cause::HelperGone) => Err(DaemonError::HelperKilled),
         (Ended::NamespaceGone, Cause::DataPath) => Ok(Cause::NamespaceGone),
-        (Ended::NamespaceGone | Ended::ExitFd | Ended::Stopped, cause) => Ok(cause),
+        (Ended::PeerClosed, Cause::DataPath) => Ok(Cause::PeerClosed),
+        (Ended::NamespaceGone | Ended::PeerClosed | Ended::ExitFd | Ended::Stopped, cause) => {
+            Ok(cause)
+        }
     }
 }
 
@@ -432,11 +448,14 @@ fn request(plan: &Plan, namespace: &Namespace, config: &Config) -> Request {
     }
 }
 
-/// A namespace as the command line names it.
-fn named(target: &Target) -> String {
-    match target {
-        Target::Pid(pid) => pid.to_string(),
-        Target::Path(path) => path.display().to_string(),
+/// The namespace as the command line names it, and the device's name in it. A socket has its path.
+fn named(link: &Link) -> (String, String) {
+    match link {
+        Link::Namespace(Namespace { target, tap_name, .. }) => match target {
+            Target::Pid(pid) => (pid.to_string(), tap_name.clone()),
+            Target::Path(path) => (path.display().to_string(), tap_name.clone()),
+        },
+        Link::Socket(path) => (path.display().to_string(), "socket".to_owned()),
     }
 }
 

@@ -14,6 +14,7 @@
 //! | [`api`] | the control socket: shapes and client |
 
 pub mod api;
+mod attach;
 pub mod cli;
 pub mod daemon;
 pub mod forwards;

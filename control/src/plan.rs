@@ -92,6 +92,9 @@ pub struct Plan {
 pub enum Link {
     /// A TAP in a network namespace.
     Namespace(Namespace),
+    /// A unix socket of type `SOCK_SEQPACKET` at this path, which one peer connects to and sends a frame per message
+    /// by: User Mode Linux's `bess` transport. The daemon waits for the peer and ends with it.
+    Socket(PathBuf),
 }
 
 /// A network namespace, and what is made in it.

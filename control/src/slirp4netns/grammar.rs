@@ -334,7 +334,7 @@ impl Line {
                 "the specified BESS socket path is too long (>= {SOCKET_PATH_BYTES})"
             )));
         }
-        Err(value("--target-type=bess is not built in yet"))
+        Ok(Link::Socket(PathBuf::from(path)))
     }
 
     /// `--netns-type=tapfd`: a TAP that the caller has opened.
@@ -548,6 +548,7 @@ mod tests {
     fn namespace(line: &str) -> Namespace {
         match plan(line).link {
             Link::Namespace(namespace) => namespace,
+            Link::Socket(path) => panic!("a namespace, not {}", path.display()),
         }
     }
 

@@ -222,10 +222,13 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     let _ = host::raise_file_limit();
     let server = plan.api.as_ref().map(Server::start).transpose()?;
 
-    let config = config(plan)?;
+    let mut config = config(plan)?;
     let mut guest = match &plan.link {
         Link::Namespace(namespace) => {
-            GuestSide::from(namespace::attach(&request(plan, namespace, &config))?)
+            let attached = namespace::attach(&request(plan, namespace, &config))?;
+            // A TAP that was there has an address of its own, and its guest may wait for us to speak first.
+            config.guest_mac = attached.guest_mac;
+            GuestSide::from(attached)
         }
         Link::Socket(path) => match attach::wait_for_peer(path, &signals, exit.as_ref())? {
             Ok(guest) => guest,

@@ -125,6 +125,8 @@ pub struct Request {
 pub struct Attached {
     /// The TAP. Closing it removes the device.
     pub link: Link,
+    /// Its Ethernet address: with [`adopt`](Request::adopt) not the one that was asked for.
+    pub guest_mac: MacAddr,
     /// Makes sockets in the namespace; dropping it ends the helper.
     pub sockets: Box<dyn NamespaceSockets>,
     /// Makes listening sockets in the namespace.
@@ -194,7 +196,10 @@ pub fn attach(request: &Request) -> Result<Attached, AttachError> {
             sockets.limit_waiting().map_err(AttachError::helper("set a socket's timeout"))?;
             let (listeners, ports) = NamespaceListeners::new(control)
                 .map_err(AttachError::helper("hear from the helper process"))?;
+            let guest_mac = tap::ethernet_address(&tap)
+                .map_err(AttachError::helper("ask for the TAP's address"))?;
             Ok(Attached {
+                guest_mac,
                 listeners,
                 ports,
                 link: Link { fd: tap, kind: LinkKind::Tap, offload },

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use usernet_core::config::MacAddr;
 
 use super::message::{Failure, Step};
 use crate::{Link, LinkKind, LinkOffload};
@@ -71,6 +72,19 @@ fn set_interface(
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is.
     let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
     Errno::result(result).map(drop)
+}
+
+/// The Ethernet address of the device behind the descriptor, whoever has set it.
+pub(super) fn ethernet_address(tap: &OwnedFd) -> io::Result<MacAddr> {
+    // SAFETY: `ifreq` is plain data, for which all zeros is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: SIOCGIFHWADDR on a TAP reads nothing of the `ifreq` and writes its address.
+    let result =
+        unsafe { libc::ioctl(tap.as_raw_fd(), libc::SIOCGIFHWADDR as _, &raw mut request) };
+    Errno::result(result)?;
+    // SAFETY: the kernel has just written this member of the union.
+    let bytes = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
+    Ok(MacAddr(std::array::from_fn(|at| bytes[at] as u8)))
 }
 
 /// Asks for everything, and for less where the kernel does not know it.

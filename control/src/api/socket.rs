@@ -5,9 +5,11 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
@@ -17,6 +19,8 @@ use crate::owned_path::OwnedPath;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
+/// How long a name may be in use still.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
@@ -48,19 +52,44 @@ pub(crate) struct ApiSocket {
 }
 
 impl ApiSocket {
-    /// Listens at `path`, mode 0600. A socket that a daemon left behind without listening is replaced.
+    /// Listens at `path`, mode 0600. A socket that a daemon left behind without listening is replaced. One that is
+    /// in use may be that of a daemon that is about to end: who restarts a container does not wait for it.
     pub(crate) fn bind(path: &Path) -> Result<Self, SocketError> {
         let address = UnixAddr::new(path).map_err(|_| SocketError::TooLong(path.to_owned()))?;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let refused = match Self::bind_now(path, &address) {
+                Err(refused @ SocketError::InUse(_)) => refused,
+                done => return done,
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(refused);
+            }
+            wait_for_end(path, left);
+        }
+    }
+
+    fn bind_now(path: &Path, address: &UnixAddr) -> Result<Self, SocketError> {
         let failed = |source| SocketError::Listen { path: path.to_owned(), source };
         // Two daemons that find the same stale socket would each remove the other's. The lock is on the
         // directory, so that no lock file stays.
         let _lock = lock_directory(path);
         remove_stale(path)?;
-        listen_at(&address).and_then(|listener| Ok((listener, OwnedPath::of(path)?))).map_or_else(
+        listen_at(address).and_then(|listener| Ok((listener, OwnedPath::of(path)?))).map_or_else(
             |source| Err(failed(source)),
             |(listener, name)| Ok(Self { listener, _name: name }),
         )
     }
+}
+
+/// Waits until the daemon that listens there has ended, or the time is over.
+fn wait_for_end(path: &Path, at_most: Duration) {
+    let Ok(stream) = UnixStream::connect(path) else { return };
+    let timeout = PollTimeout::try_from(at_most).unwrap_or(PollTimeout::ZERO);
+    // Its end closes the connection. A daemon that has enough of a silent client does too, so not too often.
+    let _ = poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLIN)], timeout);
+    std::thread::sleep(Duration::from_millis(5));
 }
 
 fn listen_at(address: &UnixAddr) -> io::Result<UnixListener> {
@@ -104,7 +133,7 @@ fn lock_directory(path: &Path) -> Option<Flock<std::fs::File>> {
             Err((back, Errno::EAGAIN | Errno::EINTR)) => directory = back,
             Err(_) => return None,
         }
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(2));
     }
     None
 }
@@ -124,7 +153,12 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         let error = ApiSocket::bind(&path).expect_err("somebody listens").to_string();
         assert!(error.starts_with("another usernetd is using "), "{error}");
-        drop(first);
+        let ending = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(first);
+        });
+        drop(ApiSocket::bind(&path).expect("whoever listens is about to end"));
+        ending.join().unwrap();
         assert!(!path.exists());
 
         drop(UnixListener::bind(&path).unwrap());

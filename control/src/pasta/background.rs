@@ -22,11 +22,26 @@ use nix::unistd::{ForkResult, fork, pipe2, setsid};
 use crate::daemon;
 use crate::plan::Plan;
 
-/// Starts the daemon and waits until its network is there; false: it has failed, and has said why.
+/// A daemon whose network is there.
+#[derive(Debug)]
+pub(super) struct Started {
+    /// Ends it when it is closed, if that was asked for.
+    pub(super) held: Option<OwnedFd>,
+}
+
+/// Starts the daemon and waits until its network is there; none: it has failed, and has said why.
 ///
-/// `stop`: the daemon ends when the other end of this pipe is closed.
-pub(super) fn start(mut plan: Plan, started: Instant, stop: Option<OwnedFd>) -> io::Result<bool> {
+/// `is_held`: it ends with what is returned.
+pub(super) fn start(
+    mut plan: Plan,
+    started: Instant,
+    is_held: bool,
+) -> io::Result<Option<Started>> {
     let (ready, tell) = pipe2(OFlag::O_CLOEXEC)?;
+    let (stop, held) = match is_held {
+        true => pipe2(OFlag::O_CLOEXEC).map(|(stop, held)| (Some(stop), Some(held)))?,
+        false => (None, None),
+    };
     // SAFETY: this process has one thread, so the child's copy of memory has no lock that somebody else held.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => {
@@ -35,10 +50,12 @@ pub(super) fn start(mut plan: Plan, started: Instant, stop: Option<OwnedFd>) -> 
             // It ends at once, with the daemon on its own.
             waitpid(child, None)?;
             let mut byte = [0];
-            Ok(File::from(ready).read(&mut byte)? == 1)
+            let is_there = File::from(ready).read(&mut byte)? == 1;
+            Ok(is_there.then_some(Started { held }))
         }
         ForkResult::Child => {
-            drop(ready);
+            // Its own copy would keep it from hearing of ours.
+            drop((ready, held));
             // Not possible for the leader of a process group, which a fork is not.
             let _ = setsid();
             // SAFETY: as above.

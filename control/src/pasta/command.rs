@@ -93,18 +93,18 @@ pub(super) fn run(
     hear(made.0)?;
     let planned = plan::plan(options, Target::Pid(holder.as_raw()))?;
     tell(&planned);
-    // Our end is closed with us, whatever ends us.
-    let (stop, _held) = pipe()?;
-    let is_there = background::start(planned.plan, started, Some(stop));
-    if !is_there.map_err(CommandError::system("start the daemon"))? {
-        return Err(CommandError::NoNetwork);
-    }
+    // Ends with us, whatever ends us.
+    let daemon = background::start(planned.plan, started, true)
+        .map_err(CommandError::system("start the daemon"))?
+        .ok_or(CommandError::NoNetwork)?;
     for ignored in FOR_COMMAND {
         // SAFETY: no handler is installed.
         let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
     }
     File::from(go.1).write_all(b"1").map_err(CommandError::system("start the command"))?;
-    Ok(ExitCode::from(status_of(holder)))
+    let status = status_of(holder);
+    drop(daemon.held);
+    Ok(ExitCode::from(status))
 }
 
 /// Waits until the holder has its namespaces.

@@ -105,9 +105,9 @@ fn start(options: Options, started: Instant) -> ExitCode {
         let ended = daemon::run(&planned.plan, started);
         return daemon::end(&planned.plan, ended);
     }
-    match background::start(planned.plan, started, None) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    match background::start(planned.plan, started, false) {
+        Ok(Some(_)) => ExitCode::SUCCESS,
+        Ok(None) => ExitCode::FAILURE,
         Err(error) => fail(format!("cannot go to the background: {error}")),
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod containers;
 pub mod machine;
+pub mod pasta;
 pub mod slirp;
 pub mod tool;
 pub mod trixie;

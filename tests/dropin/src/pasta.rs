@@ -1,0 +1,135 @@
+//! The three programs that answer to `pasta`: two originals, and ours.
+//!
+//! Debian 12 has pasta of 2023, Debian 13 one of 2025; they differ in options and in what they give up on. A behaviour is
+//! stated once, for all three, and what an original is known not to do is said as data.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use usernet_lab::{Lab, skip};
+
+use crate::tool::{Kind, Tool};
+use crate::trixie;
+
+/// Whose pasta.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pasta {
+    /// That of Debian 12, as it is installed.
+    Of2023,
+    /// That of Debian 13, with that system's own libraries.
+    Of2025,
+    /// `usernetd`.
+    Ours,
+}
+
+/// What an original is known not to do: the test's body panics with this text in its message.
+#[derive(Clone, Copy, Debug)]
+pub struct Lacks {
+    /// Who.
+    pub who: Pasta,
+    /// Why.
+    pub why: &'static str,
+    /// In the message of the panic.
+    pub says: &'static str,
+}
+
+impl Pasta {
+    /// A program to call in this lab.
+    pub fn program(self, lab: &Lab) -> String {
+        match self {
+            Self::Of2023 => Tool { name: "pasta", kind: Kind::Reference }.path(lab),
+            Self::Ours => Tool { name: "pasta", kind: Kind::Ours }.path(lab),
+            Self::Of2025 => of_debian_13(lab),
+        }
+    }
+
+    /// Why it cannot be tested here, if so.
+    pub fn missing(self) -> Option<String> {
+        match self {
+            Self::Of2023 => Tool { name: "pasta", kind: Kind::Reference }.missing(),
+            Self::Of2025 => trixie::missing().map(str::to_owned),
+            Self::Ours => None,
+        }
+    }
+}
+
+/// A script that calls the program with the loader and the libraries that it was built for.
+fn of_debian_13(lab: &Lab) -> String {
+    let path = lab.dir().join("pasta-of-2025");
+    if !path.exists() {
+        let root = trixie::root().expect("a test says what it needs");
+        let root = root.display();
+        let libraries = format!("{root}/usr/lib/x86_64-linux-gnu");
+        let script = format!(
+            "#!/bin/sh\nexec {libraries}/ld-linux-x86-64.so.2 --library-path {libraries} --argv0 pasta \
+             {root}/usr/bin/pasta.avx2 \"$@\"\n"
+        );
+        fs::write(&path, script).expect("a file in the lab's folder");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("our own file");
+    }
+    path.to_string_lossy().into_owned()
+}
+
+/// Runs one test for one program. [`pastas!`](crate::pastas) calls it.
+pub fn run(name: &str, pasta: Pasta, needs: &[&str], lacks: &[Lacks], body: fn(Pasta)) {
+    let name = format!("{name} ({pasta:?})");
+    if let Some(reason) = skip::missing(needs).or_else(|| pasta.missing()) {
+        return skip::skip(&name, &reason);
+    }
+    let Some(known) = lacks.iter().find(|lacks| lacks.who == pasta) else { return body(pasta) };
+    let Lacks { why, says, .. } = known;
+    let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(pasta))) else {
+        panic!("{pasta:?} passes, though it is known to fail: {why}");
+    };
+    let message = panic.downcast_ref::<String>().map(String::as_str);
+    let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
+    assert!(message.contains(says), "{pasta:?} fails, but not because {why}: {message}");
+}
+
+/// Makes of each function three tests, one per [`Pasta`]:
+///
+/// ```text
+/// pastas! {
+///     fn a_page_is_fetched(pasta) needs ["curl"] lacks [] { … }
+///     fn it_comes_up_without_routes(pasta) needs [] lacks [Of2023: "it gives up", says "External interface"] { … }
+/// }
+/// ```
+#[macro_export]
+macro_rules! pastas {
+    ($(
+        $(#[$attribute:meta])*
+        fn $name:ident($argument:ident) needs [$($program:literal),*]
+        lacks [$($who:ident: $why:literal, says $says:literal);*] $body:block
+    )+) => {$(
+        $(#[$attribute])*
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            fn body($argument: $crate::pasta::Pasta) $body
+
+            fn run(pasta: $crate::pasta::Pasta) {
+                let lacks = [$($crate::pasta::Lacks {
+                    who: $crate::pasta::Pasta::$who, why: $why, says: $says,
+                }),*];
+                $crate::pasta::run(stringify!($name), pasta, &[$($program),*], &lacks, body);
+            }
+
+            #[test]
+            fn of_2023() {
+                run($crate::pasta::Pasta::Of2023);
+            }
+
+            #[test]
+            fn of_2025() {
+                run($crate::pasta::Pasta::Of2025);
+            }
+
+            #[test]
+            fn ours() {
+                run($crate::pasta::Pasta::Ours);
+            }
+        }
+    )+};
+}

@@ -92,6 +92,11 @@ fn set_addresses(
         ));
         return Ok(warnings);
     }
+    // The kernel prefers what came last: from the last to the first, so that the guest answers from its first one.
+    for &(address, prefix) in request.further.iter().rev().filter(|(ip, _)| ip.is_ipv6()) {
+        // What keeps these from being there is told for the first one.
+        let _ = add_address(netlink, index, address, prefix);
+    }
     match add_address(netlink, index, net6.guest.into(), net6.prefix) {
         Ok(()) | Err(Errno::EEXIST) if !net6.is_default_route => {}
         // A link-local address is there as soon as the device is up.
@@ -112,13 +117,10 @@ fn set_addresses(
     Ok(warnings)
 }
 
-/// Further addresses, and then further routes: what is on the link first, because routers are reached by it.
+/// Further IPv4 addresses, and then further routes: what is on the link first, because routers are reached by it.
 fn set_further(netlink: &mut Rtnetlink, request: &Request, index: u32, warnings: &mut Vec<String>) {
     let has_ipv6 = request.mtu >= IPV6_MTU_MIN;
-    for &(address, prefix) in &request.further {
-        if address.is_ipv6() && !has_ipv6 {
-            continue;
-        }
+    for &(address, prefix) in request.further.iter().filter(|(ip, _)| ip.is_ipv4()) {
         match add_address(netlink, index, address, prefix) {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(errno) => {

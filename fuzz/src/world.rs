@@ -11,7 +11,7 @@ use std::time::Duration;
 use usernet_core::config::Config;
 use usernet_core::op::{
     AcceptedId, Checksum, DatagramKind, FRAME_BYTES_MAX, ForwardId, Gso, HEADROOM, HostError,
-    Input, Offload, Op, PeekedThen, SocketId, Span,
+    Input, LocalId, Offload, Op, PeekedThen, SocketId, Span,
 };
 use usernet_core::packet::{EtherType, Packet, checksum, parse, protocol};
 use usernet_core::rules::{Access, Forward, HostLoopback, Protocol, Rules};
@@ -380,8 +380,17 @@ impl World {
         let segment = if usize::from(segment) < payload.len() { segment } else { 0 };
         let (hop_limit, tos) = (61, 2);
         let bytes_mut = &mut bytes;
-        let input =
-            Input::Datagram { socket, lease, bytes: bytes_mut, from, segment, hop_limit, tos };
+        let local = LocalId(u16::from(payload.first().is_some_and(|byte| byte & 32 != 0)));
+        let input = Input::Datagram {
+            socket,
+            lease,
+            bytes: bytes_mut,
+            from,
+            local,
+            segment,
+            hop_limit,
+            tos,
+        };
         self.shard.handle(self.now, input, &mut self.ledger);
         self.ledger.put(lease, bytes);
         self.settle();

@@ -24,8 +24,8 @@ use crate::context::Context;
 use crate::counters::Counter;
 use crate::datagram::{GuestDatagram, ToGuest, Undelivered, tell_undelivered, write};
 use crate::op::{
-    Checksum, CloseHow, DatagramKind, Gso, HEADROOM, HostError, Input, LeaseId, Offload, Op,
-    RESERVE_BYTES_MAX, SocketId, Span,
+    Checksum, CloseHow, DatagramKind, Gso, HEADROOM, HostError, Input, LeaseId, LocalId, Offload,
+    Op, RESERVE_BYTES_MAX, SocketId, Span,
 };
 use crate::packet::build::{self, HOP_LIMIT, IpHeader, UDP_BYTES, ip_headers_bytes};
 use crate::packet::protocol;
@@ -450,7 +450,16 @@ fn send(ctx: &mut Context<'_>, socket: SocketId, to: SocketAddr, query: &[u8]) {
     }
     for (n, span) in spans.into_iter().flatten().enumerate() {
         let more = n + 1 < pieces;
-        ctx.op(Op::SendTo { socket, to, span, segment: 0, hop_limit: 0, tos: 0, more });
+        ctx.op(Op::SendTo {
+            socket,
+            to,
+            span,
+            segment: 0,
+            hop_limit: 0,
+            tos: 0,
+            local: LocalId::ANY,
+            more,
+        });
     }
 }
 

@@ -47,8 +47,8 @@ pub use config::Config;
 pub use counters::{Counter, Counters};
 pub use flows::{FlowInfo, FlowKind};
 pub use op::{
-    AcceptedId, ForwardId, HostError, Input, LeaseId, Offload, Op, Outbox, PeekedThen, SocketId,
-    Span,
+    AcceptedId, ForwardId, HostError, Input, LeaseId, LocalId, Offload, Op, Outbox, PeekedThen,
+    SocketId, Span,
 };
 pub use rules::Rules;
 pub use shard::{Shard, TableFull, Why};

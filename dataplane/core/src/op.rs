@@ -39,6 +39,16 @@ pub const RESERVE_BYTES_MAX: usize = 2_048;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub u32);
 
+/// One of the host's own addresses, as the driver names it: where a datagram was sent to, and so what an answer to
+/// it leaves from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LocalId(pub u16);
+
+impl LocalId {
+    /// The one that the socket is bound to, or that the system chooses.
+    pub const ANY: Self = Self(0);
+}
+
 /// A range of bytes in a leased buffer. `start` counts from the first byte of the slice in which the core
 /// was shown the buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,6 +278,8 @@ pub enum Op {
         hop_limit: u8,
         /// Traffic class, ECN bits included.
         tos: u8,
+        /// What it leaves from.
+        local: LocalId,
         /// The next op continues this datagram.
         more: bool,
     },
@@ -413,6 +425,8 @@ pub enum Input<'a> {
         bytes: &'a mut [u8],
         /// The sender.
         from: SocketAddr,
+        /// What it was sent to, where the socket is bound to no address.
+        local: LocalId,
         /// Not 0: datagrams of this size follow each other, the last may be shorter (`UDP_GRO`).
         segment: u16,
         /// TTL or hop limit on arrival.

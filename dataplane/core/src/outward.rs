@@ -21,8 +21,8 @@ use crate::context::Context;
 use crate::counters::Counter;
 use crate::flows::{FlowInfo, FlowKind};
 use crate::op::{
-    AcceptedId, CloseHow, DatagramKind, HEADROOM, Input, LeaseId, Loopback, Op, Outbox, SocketId,
-    Span,
+    AcceptedId, CloseHow, DatagramKind, HEADROOM, Input, LeaseId, LocalId, Loopback, Op, Outbox,
+    SocketId, Span,
 };
 use crate::shard::Listener;
 use crate::sockets::{Owner, Sockets};
@@ -424,7 +424,16 @@ impl Datagram {
     fn send(&self, ctx: &mut Context<'_>, socket: SocketId, to: SocketAddr) {
         let span = Span { lease: self.lease, start: HEADROOM as u32, len: self.len };
         let (segment, tos) = (self.segment, self.tos);
-        ctx.op(Op::SendTo { socket, to, span, segment, hop_limit: 0, tos, more: false });
+        ctx.op(Op::SendTo {
+            socket,
+            to,
+            span,
+            segment,
+            hop_limit: 0,
+            tos,
+            local: LocalId::ANY,
+            more: false,
+        });
     }
 }
 

@@ -27,8 +27,8 @@ use crate::context::Context;
 use crate::counters::Counter;
 use crate::flows::{FlowInfo, FlowKind};
 use crate::op::{
-    Checksum, CloseHow, DatagramKind, Gso, HEADROOM, HostError, Input, LeaseId, Offload, Op,
-    SocketId, Span,
+    Checksum, CloseHow, DatagramKind, Gso, HEADROOM, HostError, Input, LeaseId, LocalId, Offload,
+    Op, SocketId, Span,
 };
 use crate::packet::build::{HOP_LIMIT, IpHeader};
 use crate::packet::checksum::moved;
@@ -444,6 +444,7 @@ fn plan_send(ctx: &mut Context<'_>, socket: SocketId, to: SocketAddr, request: &
             // A packet whose hop limit ends here does not come this far.
             hop_limit: request.about.hop_limit.saturating_sub(1),
             tos: request.about.tos,
+            local: LocalId::ANY,
             more: index != last,
         });
     }

@@ -425,6 +425,12 @@ pub(crate) fn loopback_like(ip: IpAddr) -> IpAddr {
     }
 }
 
+/// The ports that a client is shown with, in turn, if others look like it: its own first, then some of the dynamic
+/// range (RFC 6335).
+pub(crate) fn port_shown(own: u16, attempt: u16) -> u16 {
+    if attempt == 0 { own } else { 49_152 + own.wrapping_mul(31).wrapping_add(attempt) % 16_384 }
+}
+
 /// What the guest sees of the host's side: which addresses are ours, and how peers are shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {

@@ -9,8 +9,8 @@ use core::time::Duration;
 
 use crate::config::Config;
 use crate::op::{
-    AcceptedId, HEADROOM, Input, LeaseId, Offload, Op, Outbox, PeekedThen, RESERVE_BYTES_MAX,
-    SocketId, Span,
+    AcceptedId, HEADROOM, Input, LeaseId, LocalId, Offload, Op, Outbox, PeekedThen,
+    RESERVE_BYTES_MAX, SocketId, Span,
 };
 use crate::packet::build::IpHeader;
 use crate::packet::checksum::Sum;
@@ -71,6 +71,8 @@ pub(crate) struct World {
     /// Payloads of `SendTo`, gathered: destination, bytes, the last op.
     pub(crate) sent_to: VecDeque<(SocketAddr, Vec<u8>, Op)>,
     gathered: Vec<u8>,
+    /// What datagrams from the host side are sent to.
+    pub(crate) local: LocalId,
 }
 
 impl World {
@@ -94,6 +96,7 @@ impl World {
             written: VecDeque::new(),
             sent_to: VecDeque::new(),
             gathered: Vec::new(),
+            local: LocalId::ANY,
         }
     }
 
@@ -135,6 +138,7 @@ impl World {
             lease,
             bytes: bytes_in,
             from,
+            local: self.local,
             segment,
             hop_limit: 60,
             tos: 0,

@@ -1,9 +1,14 @@
 //! Ancillary data of messages (cmsg(3)): written and read as bytes, in the kernel's layout.
 
 use std::mem::size_of;
+use std::net::IpAddr;
 
 /// Room for what a message of ours carries, either way.
 pub(crate) const CONTROL_BYTES: usize = 256;
+
+/// Bytes of `struct in_pktinfo` and `struct in6_pktinfo` (ip(7), ipv6(7)).
+const PKTINFO4_BYTES: usize = 12;
+const PKTINFO6_BYTES: usize = 20;
 
 /// Length, level and type: a `size_t` and two `int`s.
 const HEADER_BYTES: usize = size_of::<usize>() + 2 * size_of::<i32>();
@@ -38,6 +43,24 @@ impl Control {
         entry[size_of::<usize>() + 4..][..4].copy_from_slice(&kind.to_ne_bytes());
         entry[HEADER_BYTES..len].copy_from_slice(data);
         self.used += aligned(len);
+    }
+
+    /// Adds the address that the message shall leave from.
+    pub(crate) fn push_source(&mut self, from: IpAddr) {
+        match from {
+            IpAddr::V4(ip) => {
+                // `struct in_pktinfo`: interface (any), source, and a destination that is ignored.
+                let mut info = [0; PKTINFO4_BYTES];
+                info[4..8].copy_from_slice(&ip.octets());
+                self.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+            }
+            IpAddr::V6(ip) => {
+                // `struct in6_pktinfo`: source, and interface (any).
+                let mut info = [0; PKTINFO6_BYTES];
+                info[..16].copy_from_slice(&ip.octets());
+                self.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+            }
+        }
     }
 
     /// What was pushed.
@@ -80,6 +103,17 @@ pub(crate) fn int(data: &[u8]) -> Option<i32> {
         [byte] => Some(i32::from(*byte)),
         _ => data.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes)),
     }
+}
+
+/// The address of ours that a message was sent to, of an `in_pktinfo` or `in6_pktinfo`; none: to a group, which
+/// nothing can be sent from. IPv4 in IPv6 is told as IPv4.
+pub(crate) fn destination(data: &[u8]) -> Option<IpAddr> {
+    let ip = if data.len() == PKTINFO4_BYTES {
+        IpAddr::from(<[u8; 4]>::try_from(&data[4..8]).ok()?)
+    } else {
+        IpAddr::from(*data.first_chunk::<16>()?).to_canonical()
+    };
+    (!ip.is_multicast() && !ip.is_unspecified()).then_some(ip)
 }
 
 #[cfg(test)]

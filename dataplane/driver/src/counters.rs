@@ -38,6 +38,8 @@ counters! {
     TrainsCut = "driver_trains_cut",
     /// Datagrams that came with fewer bytes than they had.
     DatagramsTruncated = "driver_datagrams_truncated",
+    /// Datagrams to one of more addresses of the host's than are told apart: they are answered from any.
+    LocalsFull = "driver_locals_full",
     /// Times that a listener had to wait for a free descriptor.
     AcceptsStarved = "driver_accepts_starved",
     /// Events for sockets that were closed meanwhile.

@@ -80,6 +80,9 @@ impl Datagrams {
             // A dual-stack socket hands over IPv4 datagrams, too.
             socket.prepare(true);
         }
+        if local.ip().is_unspecified() {
+            socket.ask_for_destination(local.is_ipv4());
+        }
         Ok(socket)
     }
 
@@ -110,6 +113,17 @@ impl Datagrams {
         }
         let (level, name) = (libc::SOL_SOCKET, libc::SO_RCVBUF);
         let _ = sys::set_option(self.fd(), level, name, RECEIVE_BUFFER_BYTES);
+    }
+
+    /// Asks for the address that each datagram was sent to: a socket bound to no address has to answer from it.
+    fn ask_for_destination(&self, is_v4: bool) {
+        let v4 = (libc::IPPROTO_IP, libc::IP_PKTINFO);
+        let v6 = (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO);
+        // A dual-stack socket hands over IPv4 datagrams, too.
+        let options = if is_v4 { &[v4][..] } else { &[v6, v4] };
+        for &(level, name) in options {
+            let _ = sys::set_option(self.fd(), level, name, 1);
+        }
     }
 
     fn bind(
@@ -145,6 +159,8 @@ pub(crate) struct Received {
     pub(crate) bytes: usize,
     /// None: of a family that nobody sent to.
     pub(crate) from: Option<SocketAddr>,
+    /// What it was sent to, where that was asked for.
+    pub(crate) local: Option<IpAddr>,
     /// Not 0: a train of datagrams of this size.
     pub(crate) segment: u16,
     pub(crate) hop_limit: u8,
@@ -233,6 +249,7 @@ impl ReceiveBatch {
             lease: self.leases[index],
             bytes: header.msg_len as usize,
             from: self.names[index].get(),
+            local: None,
             segment: 0,
             hop_limit: 0,
             tos: 0,
@@ -242,6 +259,9 @@ impl ReceiveBatch {
         for (level, kind, data) in self.controls[index].entries(len) {
             let value = control::int(data).unwrap_or(0);
             match (level, kind) {
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) | (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    received.local = control::destination(data).or(received.local);
+                }
                 (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
                     received.hop_limit = value as u8;
                 }
@@ -263,6 +283,8 @@ impl ReceiveBatch {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Leave {
     pub(crate) to: SocketAddr,
+    /// None: from the socket's address, or the one that the system chooses.
+    pub(crate) from: Option<IpAddr>,
     pub(crate) segment: u16,
     pub(crate) hop_limit: u8,
     pub(crate) tos: u8,
@@ -332,6 +354,9 @@ impl SendBatch {
         }
         if leave.tos != 0 {
             control.push(level, tos, &i32::from(leave.tos).to_ne_bytes());
+        }
+        if let Some(from) = leave.from {
+            control.push_source(from);
         }
         if leave.segment != 0 {
             control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &leave.segment.to_ne_bytes());
@@ -403,7 +428,7 @@ mod tests {
             let ((from, from_address), (to_socket, to)) = (open(kind), open(kind));
             let mut batch = SendBatch::new(2, 4);
             let halves = [lease_with(&mut arena, b"two "), lease_with(&mut arena, b"parts")];
-            let leave = Leave { to, segment: 0, hop_limit: 33, tos: 0x2a };
+            let leave = Leave { to, from: None, segment: 0, hop_limit: 33, tos: 0x2a };
             batch.push(&arena, leave, halves.into_iter());
             let empty = Leave { hop_limit: 0, tos: 0, ..leave };
             batch.push(&arena, empty, std::iter::empty());
@@ -432,7 +457,7 @@ mod tests {
         let train: Vec<u8> = (0..3500_u32).map(|i| (i / 1000) as u8).collect();
         let span = lease_with(&mut arena, &train);
         let mut batch = SendBatch::new(1, 1);
-        let leave = Leave { to, segment: 1000, hop_limit: 0, tos: 0 };
+        let leave = Leave { to, from: None, segment: 1000, hop_limit: 0, tos: 0 };
         batch.push(&arena, leave, std::iter::once(span));
         // SAFETY: the lease is held.
         assert_eq!(unsafe { batch.send(from.fd(), 0) }.expect("room"), 1);
@@ -441,6 +466,38 @@ mod tests {
         assert_eq!(bytes, train);
         let (first, payload) = &got[0];
         assert!(got.len() == 4 || (first.segment == 1000 && payload.len() > 1000));
+    }
+
+    #[test]
+    fn a_socket_of_no_address_is_told_what_was_written_to_and_answers_from_it() {
+        for (bound_to, written_to) in [
+            ("0.0.0.0:0", "127.0.0.2"),
+            ("[::]:0", "127.0.0.3"),
+            ("[::]:0", "::1"),
+            ("127.0.0.4:0", "127.0.0.4"),
+        ] {
+            let mut arena = Arena::new(256).expect("memory");
+            let bound = std::net::UdpSocket::bind(bound_to).expect("a socket");
+            let port = bound.local_addr().expect("an address").port();
+            let socket = Datagrams::bound(bound.into()).expect("a socket");
+            let ip: IpAddr = written_to.parse().expect("an address");
+            let any = if ip.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+            let client = std::net::UdpSocket::bind(any).expect("a socket");
+            client.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+            client.send_to(b"question", (ip, port)).expect("room");
+            let (received, _) = receive(&socket, &mut arena)[0];
+            let is_told = !bound_to.starts_with("127");
+            assert_eq!(received.local, is_told.then_some(ip), "{bound_to}");
+            let to = received.from.expect("a sender");
+            let leave = Leave { to, from: received.local, segment: 0, hop_limit: 0, tos: 0 };
+            let mut batch = SendBatch::new(1, 1);
+            batch.push(&arena, leave, std::iter::empty());
+            // SAFETY: there are no spans.
+            assert_eq!(unsafe { batch.send(socket.fd(), 0) }.expect("room"), 1);
+            let (_, from) = client.recv_from(&mut [0; 8]).expect("an answer");
+            assert_eq!(from, SocketAddr::new(ip, port), "{bound_to}");
+            arena.release(received.lease);
+        }
     }
 
     #[test]

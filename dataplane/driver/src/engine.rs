@@ -30,6 +30,7 @@ use crate::datagram::{Datagrams, ReceiveBatch, SEND_BATCH, SEND_BUFFERS, SendBat
 use crate::errqueue::ErrorQueue;
 use crate::exec::Outgoing;
 use crate::listen::{Accepted, Listener};
+use crate::locals::Locals;
 use crate::mailbox::{Install, InstallError, NewListener, Status};
 use crate::runtime::Ended;
 use crate::setup::{DriverError, LinkKind, NamespaceSockets, Outbound};
@@ -151,6 +152,8 @@ pub(crate) struct Engine<B> {
     pub(crate) single: SendBatch,
     pub(crate) outgoing: Vec<Outgoing>,
     pub(crate) error_queue: ErrorQueue,
+    /// Names of the host's addresses.
+    pub(crate) locals: Locals,
     pub(crate) pipes: Pipes,
     /// The spans of the run being sent.
     pub(crate) run: Vec<Span>,
@@ -194,6 +197,7 @@ impl<B: Backend> Engine<B> {
             single: SendBatch::new(1, 1),
             outgoing: Vec::new(),
             error_queue: ErrorQueue::new(),
+            locals: Locals::default(),
             pipes: Pipes::default(),
             run: Vec::with_capacity(64),
         })

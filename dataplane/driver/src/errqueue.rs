@@ -157,7 +157,7 @@ mod tests {
         // SAFETY: just taken.
         unsafe { arena.show(lease, payload.len()) }.copy_from_slice(payload);
         let mut batch = SendBatch::new(1, 1);
-        let leave = Leave { to, segment: 0, hop_limit: 9, tos: 0 };
+        let leave = Leave { to, from: None, segment: 0, hop_limit: 9, tos: 0 };
         let span = Span { lease, start: 0, len: payload.len() as u32 };
         batch.push(&arena, leave, std::iter::once(span));
         // SAFETY: the lease is held.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use usernet_core::{Input, SocketId};
+use usernet_core::{Input, LocalId, SocketId};
 
 use crate::backend::{Backend, Event, Ready, Token};
 use crate::counters::Counter;
@@ -177,6 +177,10 @@ impl<B: Backend> Engine<B> {
                 self.queue.arena.release(lease);
                 continue;
             };
+            let local = received.local.map(|address| self.locals.id(address));
+            if local == Some(None) {
+                self.count(Counter::LocalsFull);
+            }
             let len = usernet_core::op::HEADROOM + received.bytes;
             // SAFETY: filled by the receiving call, and handed to the core now.
             let bytes = unsafe { self.queue.arena.show(lease, len) };
@@ -185,6 +189,7 @@ impl<B: Backend> Engine<B> {
                 lease,
                 bytes,
                 from,
+                local: local.flatten().unwrap_or(LocalId::ANY),
                 segment: received.segment,
                 hop_limit: received.hop_limit,
                 tos: received.tos,

@@ -13,6 +13,7 @@ use crate::counters::Counter;
 use crate::datagram::{Datagrams, Leave, TRAIN_MAX};
 use crate::engine::Engine;
 use crate::errno::host_error;
+use crate::locals::Locals;
 use crate::splice::Pair;
 use crate::stream::{PEEK_LEASES_MAX, Parked, PeekRequest, Phase, Stream};
 use crate::sys;
@@ -373,7 +374,7 @@ impl<B: Backend> Engine<B> {
         self.send_batch.clear();
         self.outgoing.clear();
         let mut taken = 0;
-        while let Some((leave, count)) = datagram(&ops[taken..], socket) {
+        while let Some((leave, count)) = datagram(&self.locals, &ops[taken..], socket) {
             if !self.put_together(leave, ops, taken, count) {
                 break;
             }
@@ -381,7 +382,7 @@ impl<B: Backend> Engine<B> {
         }
         if taken == 0 {
             // More pieces than a message may have.
-            taken = datagram(ops, socket).map_or(1, |(_, count)| count);
+            taken = datagram(&self.locals, ops, socket).map_or(1, |(_, count)| count);
             self.count(Counter::DatagramsDropped);
         }
         self.send_batched(socket, ops);
@@ -520,15 +521,18 @@ impl<B: Backend> Engine<B> {
 }
 
 /// The datagram at the front of `ops`, if it goes through `socket`: how it leaves, and how many ops it is made of.
-fn datagram(ops: &[Op], socket: SocketId) -> Option<(Leave, usize)> {
+fn datagram(locals: &Locals, ops: &[Op], socket: SocketId) -> Option<(Leave, usize)> {
     let mut leave = None;
     let mut count = 0;
     for op in ops {
-        let Op::SendTo { socket: same, to, segment, hop_limit, tos, more, .. } = *op else { break };
+        let Op::SendTo { socket: same, to, segment, hop_limit, tos, local, more, .. } = *op else {
+            break;
+        };
         if same != socket {
             break;
         }
-        leave = Some(Leave { to, segment, hop_limit, tos });
+        let from = locals.address(local);
+        leave = Some(Leave { to, from, segment, hop_limit, tos });
         count += 1;
         if !more {
             break;

@@ -27,6 +27,7 @@ mod errqueue;
 mod events;
 mod exec;
 mod listen;
+mod locals;
 pub mod mailbox;
 pub mod namespace;
 pub mod runtime;

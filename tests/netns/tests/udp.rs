@@ -66,6 +66,39 @@ on_both_backends! {
         }
     }
 
+    fn a_forward_answers_from_the_address_that_was_written_to(backend) needs [] {
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let forwards = ["--forward", "8080:80/udp", "--forward", "192.0.2.7:8081:80/udp"];
+        let _daemon = Daemon::start(&lab, &guest, backend, &forwards);
+        let _server = guest.serve(&["[::]:80"]);
+        let mut addresses = vec!["192.0.2.1", "192.0.2.5", "127.0.0.1", "127.0.0.9"];
+        if usernet_lab::skip::has_ipv6() {
+            addresses.extend(["[2001:db8::1]", "[2001:db8::5]", "[::1]"]);
+        }
+        // A client takes an answer from nobody but whom it asked.
+        for address in addresses {
+            lab.host().peer(&["who", "udp", &format!("{address}:8080")]).ok();
+        }
+        lab.host().peer(&["who", "udp", "192.0.2.7:8081"]).ok();
+        let both = lab.host().peer(&["who", "udp", "4321", "192.0.2.1:8080", "192.0.2.5:8080"]).ok();
+        let seen: Vec<_> = both.lines().collect();
+        assert!(seen.len() == 2 && seen[0] != seen[1], "one client, two addresses: {both}");
+    }
+
+    fn clients_with_one_port_on_two_loopback_addresses_are_told_apart(backend) needs [] {
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let _daemon = Daemon::start(&lab, &guest, backend, &["--forward", "8080:80/udp"]);
+        let _server = guest.serve(&["0.0.0.0:80"]);
+        let args = ["together", "4321", "127.0.0.1:8080", "127.0.0.1", "127.0.0.2", "127.0.0.3"];
+        let seen = lab.host().peer(&args).ok();
+        let seen: Vec<_> = seen.lines().collect();
+        assert_eq!(seen[0], "10.0.2.2:4321");
+        assert_eq!(seen[..3], seen[3..], "each stays who it is");
+        assert!(seen[0] != seen[1] && seen[1] != seen[2] && seen[0] != seen[2], "{seen:?}");
+    }
+
     fn iperf3_udp_runs_both_ways(backend) needs ["iperf3"] {
         let _turn = serial();
         let lab = Lab::new();

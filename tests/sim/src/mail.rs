@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::pattern::Pattern;
 
 /// Bytes of a letter that name it.
-const NAME_BYTES: usize = 8;
+pub const NAME_BYTES: usize = 8;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Record {
@@ -34,6 +34,12 @@ pub fn letter(writer: u32, index: u32, size: usize) -> Vec<u8> {
     bytes[4..8].copy_from_slice(&index.to_be_bytes());
     pattern(writer, index).fill(0, &mut bytes[NAME_BYTES..]);
     bytes
+}
+
+/// Who wrote a letter that is long enough to say so.
+pub fn writer(bytes: &[u8]) -> Option<u32> {
+    let (name, _) = bytes.split_first_chunk::<NAME_BYTES>()?;
+    name.first_chunk().map(|writer| u32::from_be_bytes(*writer))
 }
 
 fn pattern(writer: u32, index: u32) -> Pattern {

@@ -329,12 +329,13 @@ impl World {
                 let (peer, local) = (plan.peer, local_for(plan.peer, plan.guest.port()));
                 self.give(Input::Accepted { accepted, listener, peer, local });
             }
-            Told::Datagram { socket, lease, from, segment } => {
+            Told::Datagram { socket, lease, from, local, segment } => {
                 self.show(lease, |bytes| Input::Datagram {
                     socket,
                     lease,
                     bytes,
                     from,
+                    local,
                     segment,
                     hop_limit: 60,
                     tos: 0,

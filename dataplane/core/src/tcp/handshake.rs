@@ -12,7 +12,7 @@ use crate::counters::Counter;
 use crate::op::{AcceptedId, CloseHow, HostError, Input, Loopback, Offload, Op};
 use crate::packet::error::{GuestError, Quoted, tell_guest};
 use crate::packet::protocol::TCP;
-use crate::rules::{LoopbackClients, Target, loopback_like};
+use crate::rules::{LoopbackClients, Target, loopback_like, port_shown};
 use crate::shard::Listener;
 use crate::sockets::Owner;
 
@@ -169,7 +169,7 @@ impl Tcp {
         let shown = if guest.is_ipv4() == is_v4 { peer.ip() } else { loopback_like(guest.ip()) };
         let seen = ctx.rules.view.as_seen_by_guest(shown)?;
         let free = |port: &u16| self.find(guest, SocketAddr::new(seen, *port)).is_none();
-        let port = (0..PORTS_TRIED).map(|n| next_port(peer.port(), n)).find(free)?;
+        let port = (0..PORTS_TRIED).map(|n| port_shown(peer.port(), n)).find(free)?;
         Some((guest, SocketAddr::new(seen, port)))
     }
 
@@ -534,9 +534,4 @@ fn splice_to(ctx: &Context<'_>, peer: SocketAddr, guest: SocketAddr) -> Option<S
         LoopbackClients::GuestAddress => Some(guest),
         LoopbackClients::Link => None,
     }
-}
-
-/// The client's own port first, then others of the dynamic range (RFC 6335).
-fn next_port(own: u16, attempt: u16) -> u16 {
-    if attempt == 0 { own } else { 49_152 + own.wrapping_mul(31).wrapping_add(attempt) % 16_384 }
 }

@@ -27,7 +27,7 @@ use crate::context::Context;
 use crate::counters::Counter;
 use crate::datagram::{self, Payload, Undelivered};
 use crate::flows::FlowInfo;
-use crate::op::{HostError, Input, Op, SocketId};
+use crate::op::{HostError, Input, LocalId, Op, SocketId};
 use crate::packet::Packet;
 use crate::packet::build::{HOP_LIMIT, UDP_BYTES, same_family};
 use crate::reassembly::Reassembled;
@@ -53,11 +53,20 @@ struct Outgoing<'a> {
     prefix: &'a [u8],
 }
 
+/// How something leaves.
+struct Way {
+    socket: SocketId,
+    to: SocketAddr,
+    local: LocalId,
+    hop_limit: u8,
+}
+
 /// A datagram from the host side, in its lease.
 struct Incoming<'a> {
     lease: crate::op::LeaseId,
     bytes: &'a mut [u8],
     from: SocketAddr,
+    local: LocalId,
     segment: u16,
     hop_limit: u8,
     tos: u8,
@@ -122,8 +131,8 @@ impl Udp {
         self.now = ctx.now;
         match input {
             Input::Opened { local, .. } => self.mappings.on_opened(mapping, local),
-            Input::Datagram { lease, bytes, from, segment, hop_limit, tos, .. } => {
-                let datagram = Incoming { lease, bytes, from, segment, hop_limit, tos };
+            Input::Datagram { lease, bytes, from, local, segment, hop_limit, tos, .. } => {
+                let datagram = Incoming { lease, bytes, from, local, segment, hop_limit, tos };
                 self.mappings.on_datagram(ctx, mapping, datagram);
             }
             Input::DatagramError { to, error, offender, payload, .. } => {
@@ -154,13 +163,12 @@ impl Udp {
     ) {
         self.now = ctx.now;
         match input {
-            Input::Datagram { lease, bytes, from, segment, hop_limit, tos, .. } => {
-                let datagram = Incoming { lease, bytes, from, segment, hop_limit, tos };
+            Input::Datagram { lease, bytes, from, local, segment, hop_limit, tos, .. } => {
+                let datagram = Incoming { lease, bytes, from, local, segment, hop_limit, tos };
                 self.peers.on_datagram(ctx, listener, datagram);
             }
             Input::DatagramError { to, error, offender, payload, .. } => {
-                let ends = forward::guest_end(ctx, listener, to)
-                    .and_then(|guest| Some((guest, seen_by_guest(ctx, to, guest)?)));
+                let ends = self.peers.ends(ctx, listener, to);
                 on_error(ctx, ends, error, offender, payload);
             }
             Input::Opened { .. }
@@ -239,7 +247,9 @@ impl Udp {
             return out.refuse(ctx, HostError::TimeExceeded, Counter::DropTimeExceeded);
         };
         match self.mappings.socket_for(ctx, out.from, out.to, to, out.payload.len) {
-            Opened::Socket(socket) => out.send(ctx, socket, to, hop_limit),
+            Opened::Socket(socket) => {
+                out.send(ctx, &Way { socket, to, local: LocalId::ANY, hop_limit })
+            }
             Opened::Failed(error) => out.refuse(ctx, error, Counter::UdpNoSocket),
             Opened::TableFull => {
                 out.refuse(ctx, HostError::NetUnreachable, Counter::UdpTableFull);
@@ -249,7 +259,8 @@ impl Udp {
 }
 
 impl Outgoing<'_> {
-    fn send(&self, ctx: &mut Context<'_>, socket: SocketId, to: SocketAddr, hop_limit: u8) {
+    fn send(&self, ctx: &mut Context<'_>, way: &Way) {
+        let &Way { socket, to, local, hop_limit } = way;
         let (segment, tos) = (self.segment, self.packet.tos);
         self.payload.send(ctx, |span, more| Op::SendTo {
             socket,
@@ -258,6 +269,7 @@ impl Outgoing<'_> {
             segment,
             hop_limit,
             tos,
+            local,
             more,
         });
     }

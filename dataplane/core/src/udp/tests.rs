@@ -7,7 +7,9 @@ use core::time::Duration;
 
 use crate::config::Config;
 use crate::counters::Counter;
-use crate::op::{Checksum, DatagramKind, ForwardId, Gso, HostError, Input, Offload, Op, SocketId};
+use crate::op::{
+    Checksum, DatagramKind, ForwardId, Gso, HostError, Input, LocalId, Offload, Op, SocketId,
+};
 use crate::rules::{Access, Forward, HostAddress, HostLoopback, Protocol, Rules};
 use crate::testing::{World, at, fragment_frame, udp_frame, udp_segment};
 
@@ -316,4 +318,55 @@ fn an_answer_comes_from_the_name_by_which_the_guest_called() {
         let (from, ..) = world.next_written().icmp_error();
         assert_eq!(from, at(called).ip());
     }
+}
+
+/// What the guest sees of a datagram to the forward at 9002: the client's address.
+fn shown(world: &mut World, listener: SocketId, client: &str, local: u16) -> SocketAddr {
+    world.local = LocalId(local);
+    world.datagram(listener, at(client), b"question", 0);
+    world.next_written().datagram().from
+}
+
+#[test]
+fn clients_that_look_the_same_get_ports_of_their_own_and_answers_from_where_they_wrote_to() {
+    let mut world = world(HostLoopback::None);
+    let local = at("0.0.0.0:9002");
+    let listener = world.shard.attach_listener(ForwardId(1), Protocol::Udp, local).expect("room");
+    let clients = [
+        ("127.0.0.1:1234", 1),
+        ("127.0.0.2:1234", 2),
+        ("203.0.113.5:1234", 3),
+        ("203.0.113.5:1234", 4),
+    ];
+    let seen = clients.map(|(client, local)| shown(&mut world, listener, client, local));
+    assert_eq!((seen[0], seen[2]), (at("10.0.2.2:1234"), at("203.0.113.5:1234")));
+    assert!(seen[1].ip() == seen[0].ip() && seen[1] != seen[0]);
+    assert!(seen[3].ip() == seen[2].ip() && seen[3] != seen[2]);
+    for ((client, local), seen) in clients.into_iter().zip(seen).rev() {
+        assert_eq!(shown(&mut world, listener, client, local), seen, "it stays the same");
+        let frame = udp_frame(at("10.0.2.100:7002"), seen, 64, b"answer");
+        assert_eq!(world.frame(&frame, Offload::default()), []);
+        let (to, _, op) = world.sent_to.pop_front().expect("an answer");
+        assert_eq!(to, at(client));
+        assert!(matches!(op, Op::SendTo { local: from, .. } if from == LocalId(local)), "{op:?}");
+    }
+    let to = at("127.0.0.2:1234");
+    let (error, offender) = (HostError::Refused, None);
+    world.input(Input::DatagramError { socket: listener, to, error, offender, payload: &[] });
+    let (_, _, ports) = world.next_written().icmp_error();
+    assert_eq!(ports, (7002, seen[1].port()), "an error is about the right one");
+}
+
+#[test]
+fn when_all_ports_that_are_tried_are_taken_the_newest_client_takes_over() {
+    let mut world = world(HostLoopback::None);
+    let local = at("0.0.0.0:9002");
+    let listener = world.shard.attach_listener(ForwardId(1), Protocol::Udp, local).expect("room");
+    let clients: Vec<_> = (1..=9).map(|n| alloc::format!("127.0.0.{n}:1234")).collect();
+    let seen: Vec<_> =
+        clients.iter().map(|client| shown(&mut world, listener, client, 1)).collect();
+    assert_eq!(world.shard.counters().value(Counter::UdpPeersReplaced), 1);
+    assert_eq!(seen[8], seen[0]);
+    let others: alloc::collections::BTreeSet<_> = seen.iter().collect();
+    assert_eq!(others.len(), 8);
 }

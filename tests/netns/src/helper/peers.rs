@@ -35,6 +35,9 @@ pub(super) fn main(peer: &str, args: &[&str]) -> Outcome {
         ("who", ["tcp", address]) => who_tcp(address.parse()?),
         ("who", ["udp", address]) => who_udp(address.parse()?, 0),
         ("who", ["udp", port, addresses @ ..]) => same_port(port.parse()?, addresses),
+        ("together", [port, address, locals @ ..]) => {
+            together(port.parse()?, address.parse()?, locals)
+        }
         ("hold", [address, seconds]) => hold(address.parse()?, seconds.parse()?),
         ("slow", [address, rate, seconds]) => {
             slow(address.parse()?, rate.parse()?, seconds.parse()?)
@@ -240,7 +243,11 @@ fn question(socket: &UdpSocket, address: SocketAddr) -> std::io::Result<String> 
     for _ in 0..5 {
         socket.send_to(b"WHO", address)?;
         match socket.recv_from(&mut buffer) {
-            Ok((n, _)) => return Ok(String::from_utf8_lossy(&buffer[..n]).into_owned()),
+            Ok((n, from)) if from.port() == address.port() && from.ip() == address.ip() => {
+                return Ok(String::from_utf8_lossy(&buffer[..n]).into_owned());
+            }
+            // Somebody else's answer is none.
+            Ok((_, from)) => return Err(std::io::Error::other(format!("{from} has answered"))),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
@@ -262,6 +269,20 @@ fn same_port(port: u16, addresses: &[&str]) -> Outcome {
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
     for address in addresses {
         println!("{}", question(&socket, address.parse()?)?);
+    }
+    Ok(())
+}
+
+/// Asks one server from several addresses with one port, twice: prints how it sees each of them.
+fn together(port: u16, address: SocketAddr, locals: &[&str]) -> Outcome {
+    let mut sockets = Vec::new();
+    for local in locals {
+        let socket = UdpSocket::bind((local.parse::<std::net::IpAddr>()?, port))?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        sockets.push(socket);
+    }
+    for socket in sockets.iter().chain(&sockets) {
+        println!("{}", question(socket, address)?);
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The guest's applications that speak in datagrams: UDP, ping, DNS, DHCP, and a UDP server behind forwards.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -53,8 +54,9 @@ pub enum Mission {
     Server {
         /// Where it listens.
         port: u16,
-        /// The correspondents that may write, by address as the guest sees it.
-        clients: Vec<(SocketAddr, u32)>,
+        /// The correspondents that may write, by address as the guest sees it. Their ports are up to the core, but
+        /// they are different ones.
+        clients: Vec<(IpAddr, u32)>,
     },
 }
 
@@ -66,6 +68,8 @@ struct App {
     /// Replies to pings.
     replies: u32,
     next_at: Instant,
+    /// Who has written to a server from where.
+    correspondents: BTreeMap<SocketAddr, u32>,
 }
 
 /// All of them.
@@ -158,7 +162,8 @@ impl App {
                 sockets.add(socket)
             }
         };
-        Self { mission, handle, done: 0, replies: 0, next_at: Instant::ZERO }
+        let (next_at, correspondents) = (Instant::ZERO, BTreeMap::new());
+        Self { mission, handle, done: 0, replies: 0, next_at, correspondents }
     }
 
     fn configure(
@@ -215,7 +220,7 @@ impl App {
             }
             Mission::Server { clients, .. } => {
                 let socket = sockets.get_mut::<udp::Socket<'_>>(self.handle);
-                serve(env, socket, &clients);
+                serve(env, socket, &clients, &mut self.correspondents);
                 None
             }
         }
@@ -272,14 +277,21 @@ fn query(number: u32) -> [u8; QUERY_BYTES] {
     bytes
 }
 
-fn serve(env: &mut Env, socket: &mut udp::Socket<'_>, clients: &[(SocketAddr, u32)]) {
+fn serve(
+    env: &mut Env,
+    socket: &mut udp::Socket<'_>,
+    clients: &[(IpAddr, u32)],
+    correspondents: &mut BTreeMap<SocketAddr, u32>,
+) {
     let mut replies = Vec::new();
     while let Ok((bytes, meta)) = socket.recv() {
         let from = SocketAddr::from(meta.endpoint);
-        let client = clients.iter().find(|(address, _)| *address == from);
-        let (_, writer) = client.unwrap_or_else(|| panic!("{from} is no client of a forward"));
-        env.mail.on_arrived(*writer, bytes);
-        replies.push((*writer, bytes.to_vec(), meta));
+        let writer = mail::writer(bytes).expect("clients write long letters");
+        assert!(clients.contains(&(from.ip(), writer)), "{from} is no address of {writer}");
+        let known = *correspondents.entry(from).or_insert(writer);
+        assert_eq!(known, writer, "two clients look the same to the guest, {from}");
+        env.mail.on_arrived(writer, bytes);
+        replies.push((writer, bytes.to_vec(), meta));
     }
     for (writer, bytes, meta) in replies {
         if socket.send_slice(&bytes, meta).is_ok() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use usernet_core::op::{DatagramKind, HEADROOM};
 use usernet_core::packet::checksum::Sum;
-use usernet_core::{HostError, SocketId, Span};
+use usernet_core::{HostError, LocalId, SocketId, Span};
 
 use super::Told;
 use crate::env::{Env, Event};
@@ -30,12 +30,14 @@ pub struct Client {
     pub listener: SocketId,
     /// Its own address.
     pub address: SocketAddr,
+    /// What it writes to.
+    pub local: LocalId,
     /// Its number as a correspondent.
     pub writer: u32,
     /// Letters still to be sent.
     pub letters: u32,
-    /// Their length at most.
-    pub size_max: usize,
+    /// Their shortest and longest length.
+    pub sizes: (usize, usize),
 }
 
 /// Remote applications.
@@ -65,6 +67,7 @@ pub struct Port {
 /// One `SendTo`.
 pub(super) struct SendTo {
     pub(super) to: SocketAddr,
+    pub(super) local: LocalId,
     pub(super) span: Span,
     pub(super) segment: u16,
     pub(super) hop_limit: u8,
@@ -96,7 +99,8 @@ impl Delivery {
             return None;
         };
         env.ledger.shown(lease)[HEADROOM..].copy_from_slice(&self.payload);
-        Some(Told::Datagram { socket, lease, from, segment: self.segment })
+        let local = LocalId::ANY;
+        Some(Told::Datagram { socket, lease, from, local, segment: self.segment })
     }
 }
 
@@ -170,21 +174,15 @@ impl Port {
         let whole = std::mem::take(&mut self.gathered);
         assert!(whole.len() <= 65_535, "a datagram fits IP");
         if part.segment == 0 {
-            return self.deliver(env, remotes, part.to, &whole, part.hop_limit);
+            return self.deliver(env, remotes, &part, &whole);
         }
         for piece in whole.chunks(usize::from(part.segment)) {
-            self.deliver(env, remotes, part.to, piece, part.hop_limit);
+            self.deliver(env, remotes, &part, piece);
         }
     }
 
-    fn deliver(
-        &mut self,
-        env: &mut Env,
-        remotes: &mut Datagrams,
-        to: SocketAddr,
-        payload: &[u8],
-        hop_limit: u8,
-    ) {
+    fn deliver(&mut self, env: &mut Env, remotes: &mut Datagrams, part: &SendTo, payload: &[u8]) {
+        let &SendTo { to, local, hop_limit, .. } = part;
         env.trace(|| format!("host: {} bytes to {to} on {:?}", payload.len(), self.socket));
         if env.choices.chance(env.faults.datagram_errors) && !self.is_listener {
             let error = env.choices.pick(&[
@@ -199,11 +197,15 @@ impl Port {
         match self.kind {
             DatagramKind::Ping4 | DatagramKind::Ping6 => self.on_ping(env, to, payload, hop_limit),
             DatagramKind::Udp4 | DatagramKind::Udp6 if self.is_listener => {
-                let client = remotes.clients.iter().find(|c| c.address == to);
-                let client = client.unwrap_or_else(|| panic!("{to} is no client of a forward"));
+                let is_it = |c: &&Client| c.address == to && c.local == local;
+                let client = remotes.clients.iter().find(is_it);
+                let client = client.unwrap_or_else(|| panic!("{to} never wrote to {local:?}"));
                 env.mail.on_returned(client.writer, payload);
             }
-            DatagramKind::Udp4 | DatagramKind::Udp6 => self.on_udp(env, remotes, to, payload),
+            DatagramKind::Udp4 | DatagramKind::Udp6 => {
+                assert_eq!(local, LocalId::ANY, "a socket with an address of its own");
+                self.on_udp(env, remotes, to, payload);
+            }
         }
     }
 
@@ -271,12 +273,18 @@ impl Datagrams {
             return None;
         }
         env.after(Duration::from_millis(20), Event::ClientDatagram(index));
-        let size = env.choices.between(0, client.size_max as u64) as usize;
+        let size = env.choices.between(client.sizes.0 as u64, client.sizes.1 as u64) as usize;
         let payload = mail::letter(client.writer, client.letters, size);
         let lease = env.ledger.lend(HEADROOM + size)?;
         client.letters -= 1;
         env.ledger.shown(lease)[HEADROOM..].copy_from_slice(&payload);
         env.mail.on_sent(client.writer, &payload);
-        Some(Told::Datagram { socket: client.listener, lease, from: client.address, segment: 0 })
+        Some(Told::Datagram {
+            socket: client.listener,
+            lease,
+            from: client.address,
+            local: client.local,
+            segment: 0,
+        })
     }
 }

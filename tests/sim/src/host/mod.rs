@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use usernet_core::op::CloseHow;
-use usernet_core::{AcceptedId, HostError, LeaseId, Op, PeekedThen, SocketId};
+use usernet_core::{AcceptedId, HostError, LeaseId, LocalId, Op, PeekedThen, SocketId};
 
 use crate::conversation::Answer;
 use crate::env::{Env, Event};
@@ -56,6 +56,8 @@ pub enum Told {
         lease: LeaseId,
         /// The sender.
         from: SocketAddr,
+        /// What it wrote to.
+        local: LocalId,
         /// `UDP_GRO`.
         segment: u16,
     },
@@ -172,13 +174,13 @@ impl Host {
                 let port = Port::open(env, socket, kind, port, loopback);
                 self.sockets.insert(socket.index, (socket, Socket::Port(port)));
             }
-            Op::SendTo { socket, to, span, segment, hop_limit, tos: _, more } => {
+            Op::SendTo { socket, to, span, segment, hop_limit, tos: _, local, more } => {
                 self.run = more.then_some(socket);
                 let entry = self.sockets.get_mut(&socket.index);
                 let Some((_, Socket::Port(port))) = entry.filter(|(id, _)| *id == socket) else {
                     panic!("SendTo names {socket:?}, which is no datagram socket");
                 };
-                let letter = datagram::SendTo { to, span, segment, hop_limit, more };
+                let letter = datagram::SendTo { to, local, span, segment, hop_limit, more };
                 port.send_to(env, &mut self.datagrams, letter);
             }
         }

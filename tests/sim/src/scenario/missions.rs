@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use usernet_core::SocketId;
+use usernet_core::{LocalId, SocketId};
 
 use super::*;
 
@@ -126,26 +126,37 @@ fn dns(choices: &mut Choices, access: &Access, all: &mut Letters) {
     });
 }
 
-/// Clients near and far that writes to a server in the guest.
+/// Clients near and far that write to a server in the guest. Some look the same to it: two loopback addresses with one
+/// port, and one client that writes to two addresses of the host.
 fn forward(choices: &mut Choices, config: &Config, access: &Access, all: &mut Letters) {
     let view = View::new(config, access);
     let mut seen = Vec::new();
     let own = config.net4.map(|n| n.guest.into());
-    let hosts = [Some(REMOTE4), Some(Ipv4Addr::LOCALHOST.into()), Some(REMOTE6), own];
-    for (i, host) in hosts.into_iter().flatten().enumerate() {
+    let near = |n| IpAddr::V4(Ipv4Addr::new(127, 0, 0, n));
+    let hosts = [
+        (Some(REMOTE4), 0, 1),
+        (Some(REMOTE4), 0, 2),
+        (Some(near(1)), 1, 1),
+        (Some(near(2)), 1, 1),
+        (Some(REMOTE6), 2, 1),
+        (own, 3, 1),
+    ];
+    for (i, (host, port, local)) in hosts.into_iter().enumerate() {
+        let Some(host) = host else { continue };
         let Some(ip) = view.as_seen_by_guest(host) else { continue };
         if ip.is_ipv6() && config.net6.is_none() {
             continue;
         }
-        let (port, writer) = (60_000 + i as u16, 100 + i as u32);
-        seen.push((SocketAddr::new(ip, port), writer));
+        let writer = 100 + i as u32;
+        seen.push((ip, writer));
         let headers = if ip.is_ipv4() { 28 } else { 48 };
         all.datagrams.clients.push(Client {
             listener: SocketId { index: 0, generation: 0 },
-            address: SocketAddr::new(host, port),
+            address: SocketAddr::new(host, 60_000 + port),
+            local: LocalId(local),
             writer,
             letters: choices.between(1, 20) as u32,
-            size_max: usize::from(config.mtu) - headers,
+            sizes: (crate::mail::NAME_BYTES, usize::from(config.mtu) - headers),
         });
     }
     all.missions.push(Mission::Server { port: FORWARDED, clients: seen });

@@ -50,14 +50,15 @@ impl From<Attached> for GuestSide {
 }
 
 impl GuestSide {
-    fn of_peer(peer: OwnedFd, name: OwnedPath) -> Self {
+    /// There is a link and nothing else.
+    pub(crate) fn of_link(link: Link) -> Self {
         Self {
-            link: Link::packets(peer),
+            link,
             sockets: None,
             listeners: None,
             ports: None,
             ended: None,
-            name: Some(name),
+            name: None,
             warnings: Vec::new(),
         }
     }
@@ -100,7 +101,7 @@ pub(crate) fn wait_for_peer(
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     let peer = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(peer) };
     // A second one is refused from here on: nobody listens any more.
-    Ok(Ok(GuestSide::of_peer(peer, name)))
+    Ok(Ok(GuestSide { name: Some(name), ..GuestSide::of_link(Link::packets(peer)) }))
 }
 
 fn packet_socket() -> Result<OwnedFd, Errno> {

@@ -213,6 +213,10 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     // First of all: see `inherited::take`.
     let ready = claim("--ready-fd", plan.ready_fd)?;
     let exit = claim("--exit-fd", plan.exit_fd)?;
+    let device = match plan.link {
+        Link::Tap(fd) => claim("the device's descriptor", Some(fd))?,
+        Link::Namespace(_) | Link::Socket(_) => None,
+    };
     let log_file = plan.log_file.as_ref().map(open_log).transpose()?;
     let told = logging::start(plan.log, log_file);
     let released = plan.lets_go_of_caller.then(open_null).transpose()?;
@@ -223,17 +227,9 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     let server = plan.api.as_ref().map(Server::start).transpose()?;
 
     let mut config = config(plan)?;
-    let mut guest = match &plan.link {
-        Link::Namespace(namespace) => {
-            let attached = namespace::attach(&request(plan, namespace, &config))?;
-            // A TAP that was there has an address of its own, and its guest may wait for us to speak first.
-            config.guest_mac = attached.guest_mac;
-            GuestSide::from(attached)
-        }
-        Link::Socket(path) => match attach::wait_for_peer(path, &signals, exit.as_ref())? {
-            Ok(guest) => guest,
-            Err(cause) => return Ok(cause),
-        },
+    let mut guest = match reach(plan, &mut config, device, &signals, exit.as_ref())? {
+        Ok(guest) => guest,
+        Err(cause) => return Ok(cause),
     };
     let tap = guest.link.fd.as_raw_fd();
     let _name = guest.name.take();
@@ -250,6 +246,32 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
         started,
     };
     serve(runtime, control(handle), first, readiness)
+}
+
+/// Makes, or waits for, what carries the guest's frames. The `Cause`: what ended the waiting. `device` is the one
+/// that the caller has opened, if it has.
+fn reach(
+    plan: &Plan,
+    config: &mut Config,
+    device: Option<OwnedFd>,
+    signals: &SignalFd,
+    exit: Option<&OwnedFd>,
+) -> Result<Result<GuestSide, Cause>, DaemonError> {
+    if let Some(device) = device {
+        let link = namespace::take_over(device);
+        let link = link.map_err(DaemonError::system("use the given descriptor as a TAP"))?;
+        return Ok(Ok(GuestSide::of_link(link)));
+    }
+    match &plan.link {
+        Link::Namespace(namespace) => {
+            let attached = namespace::attach(&request(plan, namespace, config))?;
+            // A TAP that was there has an address of its own, and its guest may wait for us to speak first.
+            config.guest_mac = attached.guest_mac;
+            Ok(Ok(GuestSide::from(attached)))
+        }
+        Link::Socket(path) => Ok(attach::wait_for_peer(path, signals, exit)?),
+        Link::Tap(_) => unreachable!("its descriptor was claimed"),
+    }
 }
 
 /// What the caller and the file system gave us.
@@ -458,6 +480,7 @@ fn named(link: &Link) -> (String, String) {
             Target::Pid(pid) => (pid.to_string(), tap_name.clone()),
             Target::Path(path) => (path.display().to_string(), tap_name.clone()),
         },
+        Link::Tap(fd) => (format!("descriptor {fd}"), "tap".to_owned()),
         Link::Socket(path) => (path.display().to_string(), "socket".to_owned()),
     }
 }

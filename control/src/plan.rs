@@ -92,6 +92,8 @@ pub struct Plan {
 pub enum Link {
     /// A TAP in a network namespace.
     Namespace(Namespace),
+    /// A TAP that the caller has opened: its descriptor.
+    Tap(RawFd),
     /// A unix socket of type `SOCK_SEQPACKET` at this path, which one peer connects to and sends a frame per message
     /// by: User Mode Linux's `bess` transport. The daemon waits for the peer and ends with it.
     Socket(PathBuf),

@@ -347,7 +347,7 @@ impl Line {
                 "--netns-type=tapfd takes a device as it is: leave --configure and --userns-path away",
             ));
         }
-        Err(value(format!("--netns-type=tapfd {fd} is not built in yet")))
+        Ok(Link::Tap(fd))
     }
 
     /// The network namespace that an operand names. Any other type than `pid` is a path, as it always was.
@@ -548,7 +548,7 @@ mod tests {
     fn namespace(line: &str) -> Namespace {
         match plan(line).link {
             Link::Namespace(namespace) => namespace,
-            Link::Socket(path) => panic!("a namespace, not {}", path.display()),
+            other @ (Link::Tap(_) | Link::Socket(_)) => panic!("a namespace, not {other:?}"),
         }
     }
 

@@ -21,7 +21,8 @@ use nix::unistd::Pid;
 use usernet_core::Config;
 use usernet_core::rules::Protocol;
 use usernet_driver::namespace::{
-    AttachError, Attached, Egress, EndReason, Listening, Ports, Request, Target, attach, egress_mtu,
+    AttachError, Attached, Egress, EndReason, Listening, Ports, Request, Target, attach,
+    egress_mtu, take_over,
 };
 
 #[path = "namespace/guest.rs"]
@@ -201,6 +202,13 @@ fn frames_pass_with_and_without_offload() {
             assert_eq!(frame[header..header + 6], [0xff; 6]);
         }
     });
+}
+
+#[test]
+fn what_is_no_tap_is_not_taken_over() {
+    let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    assert!(take_over(socket.into()).is_err());
+    assert!(take_over(File::open("/dev/null").unwrap().into()).is_err());
 }
 
 #[test]

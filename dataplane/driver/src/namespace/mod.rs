@@ -67,6 +67,7 @@ pub use error::AttachError;
 pub use ports::{Listening, Ports};
 pub use sockets::NamespaceListeners;
 pub use survey::{HostRoute, Interface, Route, Survey};
+pub use tap::take_over;
 
 use channel::Channel;
 use helper::Channels;

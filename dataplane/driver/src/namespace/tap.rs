@@ -46,6 +46,25 @@ pub(super) fn create(name: &str, is_offloaded: bool, may_exist: bool) -> Result<
     Ok(Link { fd: tap, kind: LinkKind::Tap, offload })
 }
 
+/// Takes over a TAP that somebody else has opened and attached, with what offload it can have.
+pub fn take_over(tap: OwnedFd) -> io::Result<Link> {
+    // SAFETY: `ifreq` is plain data, for which all zeros is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one `ifreq`, which `request` is.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) };
+    Errno::result(result)?;
+    // SAFETY: TUNGETIFF has written the flags.
+    let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
+    if flags & libc::IFF_TAP == 0 || flags & libc::IFF_NO_PI == 0 {
+        return Err(io::Error::other("it is no TAP with IFF_NO_PI"));
+    }
+    let offload = match flags & libc::IFF_VNET_HDR {
+        0 => LinkOffload::default(),
+        _ => set_offload(&tap)?,
+    };
+    Ok(Link { fd: tap, kind: LinkKind::Tap, offload })
+}
+
 /// The kernel's answer that an [`io::Error`] stands for.
 pub(super) fn errno(error: io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)

@@ -16,9 +16,9 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::net::{SendFlags, send};
 use usernet_core::Config;
 use usernet_core::rules::{Access, HostLoopback, Rules};
+use usernet_driver::namespace::take_over;
 use usernet_driver::{
-    BackendChoice, DriverError, Ended, Handle, Link, LinkKind, LinkOffload, NamespaceSockets,
-    Outbound, Runtime, Setup,
+    BackendChoice, DriverError, Ended, Handle, Link, NamespaceSockets, Outbound, Runtime, Setup,
 };
 
 /// Every test runs once per backend.
@@ -269,14 +269,9 @@ fn tap(name: &str, is_offloaded: bool) -> io::Result<Link> {
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | vnet) as _;
     // SAFETY: the request is as the ioctl wants it.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
-    if !is_offloaded {
-        return Ok(Link { fd: tap, kind: LinkKind::Tap, offload: LinkOffload::default() });
-    }
-    let features = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | 0x20 | 0x40;
-    // SAFETY: the argument is a plain number.
-    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD as _, features) })?;
-    let offload = LinkOffload { vnet_header_bytes: 10, checksum: true, tso: true, uso: true };
-    Ok(Link { fd: tap, kind: LinkKind::Tap, offload })
+    let link = take_over(tap)?;
+    assert_eq!(link.offload.tso, is_offloaded, "what it was opened for");
+    Ok(link)
 }
 
 fn check(result: i32) -> io::Result<()> {

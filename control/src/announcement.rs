@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
@@ -11,15 +10,12 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use crate::control::{self, Control, Facts};
 use crate::daemon::DaemonError;
 use crate::forwards::Direction;
-use crate::owned_path::OwnedPath;
 use crate::plan::{Announcement, LogFormat};
 
 /// Everything that is told at that moment.
 pub(crate) struct Readiness {
     /// The caller's descriptor.
     pub(crate) ready: Option<OwnedFd>,
-    /// The file that gets our process id.
-    pub(crate) pid_file: Option<PathBuf>,
     /// What standard output gets.
     pub(crate) announcement: Announcement,
     /// The TAP's descriptor.
@@ -31,14 +27,8 @@ pub(crate) struct Readiness {
 }
 
 impl Readiness {
-    /// Writes the pid file, tells the caller and prints the one line. The pid file goes with what is returned.
-    pub(crate) fn tell(self, control: &Control) -> Result<Option<OwnedPath>, DaemonError> {
-        let content = format!("{}\n", std::process::id());
-        let write = |path: &PathBuf| {
-            OwnedPath::write(path, &content)
-                .map_err(|source| DaemonError::File { path: path.clone(), source })
-        };
-        let pid_file = self.pid_file.as_ref().map(write).transpose()?;
+    /// Tells the caller and prints the one line.
+    pub(crate) fn tell(self, control: &Control) -> Result<(), DaemonError> {
         let took = control.facts.ready.duration_since(self.started);
         let line = match self.announcement {
             Announcement::Nothing => None,
@@ -64,7 +54,7 @@ impl Readiness {
             let mut out = io::stdout().lock();
             let _ = writeln!(out, "{line}").and_then(|()| out.flush());
         }
-        Ok(pid_file)
+        Ok(())
     }
 }
 

@@ -27,8 +27,9 @@ use crate::api::protocol::Outcome;
 use crate::api::server::Server;
 use crate::forwards::follow::Follower;
 use crate::forwards::{Change, Direction, Entry, ForwardError, ForwardTable, Leads, Wanted};
+use crate::keeper::{Keeper, News};
 use crate::logging::Warnings;
-use crate::resolv::ResolvConf;
+use crate::sandbox::Report;
 use crate::spec::Spec;
 
 /// Why the daemon is to end.
@@ -63,6 +64,8 @@ pub(crate) struct Facts {
     pub(crate) access: Access,
     /// What did not work out, until now.
     pub(crate) warnings: Warnings,
+    /// What was given up after the set-up.
+    pub(crate) sandbox: Report,
     /// When the network was there.
     pub(crate) ready: Instant,
 }
@@ -89,8 +92,8 @@ pub(crate) struct Control {
     pub(crate) follower: Option<Follower>,
     /// The resolvers in force.
     pub(crate) resolvers: Vec<std::net::SocketAddr>,
-    /// None: resolvers were given on the command line.
-    pub(crate) resolv_conf: Option<ResolvConf>,
+    /// None: there is nothing to keep.
+    pub(crate) keeper: Option<Keeper>,
     /// None: nobody asked for one.
     pub(crate) server: Option<Server>,
     /// `stop` was asked for.
@@ -136,8 +139,8 @@ impl Control {
         // A descriptor that is not there is replaced by one that is watched anyway.
         let namespace = self.ends.namespace.as_ref().map(NamespaceEnd::as_fd);
         let ends = [data_path, namespace.unwrap_or(signals), signals, exit.unwrap_or(signals)];
-        let resolv = self.resolv_conf.as_ref().and_then(ResolvConf::fd);
-        let others = resolv.map(|fd| (fd, PollFlags::POLLIN)).into_iter();
+        let keeper = self.keeper.as_ref().and_then(Keeper::fd);
+        let others = keeper.map(|fd| (fd, PollFlags::POLLIN)).into_iter();
         let others = others.chain(self.server.iter().flat_map(Server::interests));
         let mut fds: Vec<PollFd<'_>> = ends
             .into_iter()
@@ -154,13 +157,12 @@ impl Control {
     }
 
     fn timeout(&self) -> PollTimeout {
-        let resolv = self.resolv_conf.as_ref().and_then(ResolvConf::deadline);
         let server = self.server.as_ref().and_then(Server::deadline);
         if self.is_stop_requested || self.server.as_ref().is_some_and(Server::has_more) {
             return PollTimeout::ZERO;
         }
         let follower = self.follower.as_ref().map(Follower::deadline);
-        let next = [resolv, server, follower].into_iter().flatten().min();
+        let next = [server, follower].into_iter().flatten().min();
         let Some(at) = next else { return PollTimeout::NONE };
         // Rounded up: a deadline is not waited for in a loop of its last fraction of a millisecond.
         let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -189,7 +191,9 @@ impl Control {
 
     fn turn(&mut self) {
         let now = Instant::now();
-        self.follow_resolv_conf(now);
+        while let Some(news) = self.keeper.as_mut().and_then(Keeper::news) {
+            self.on_news(news);
+        }
         self.follow_programs(now);
         // Out of its place for the turn: answering takes the rest of us.
         if let Some(mut server) = self.server.take() {
@@ -198,13 +202,18 @@ impl Control {
         }
     }
 
-    fn follow_resolv_conf(&mut self, now: Instant) {
-        let Some(file) = &mut self.resolv_conf else { return };
-        file.on_readable(now);
-        if file.deadline().is_none_or(|due| now < due) {
-            return;
+    fn on_news(&mut self, news: News) {
+        match news {
+            News::Resolvers(resolvers) => self.take_over(resolvers),
+            News::Warning(warning) => tracing::warn!("{warning}"),
+            News::Gone => tracing::warn!(
+                "the process that keeps our files was killed: resolv.conf is not followed any more, \
+                 and the control socket answers nobody"
+            ),
         }
-        let Some(resolvers) = file.reload().map(<[_]>::to_vec) else { return };
+    }
+
+    fn take_over(&mut self, resolvers: Vec<std::net::SocketAddr>) {
         let shared = self.rules(self.forwards.leads(), &resolvers);
         match self.handle.install(Install { rules: shared, listeners: Vec::new() }) {
             Ok(()) => {
@@ -291,7 +300,7 @@ impl Control {
 
     fn status(&self) -> Result<Status, ApiError> {
         let now = self.handle.status()?;
-        let Facts { netns, tap, config, access, warnings, ready, .. } = &self.facts;
+        let Facts { netns, tap, config, access, warnings, sandbox, ready, .. } = &self.facts;
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         Ok(Status {
             usernetd: env!("CARGO_PKG_VERSION").to_owned(),
@@ -316,6 +325,7 @@ impl Control {
                 leases_max: now.leases_max.into(),
             },
             warnings: warnings.lines(),
+            sandbox: sandbox.clone(),
             counters: now.counters.iter().map(|&(name, n)| (name.to_owned(), n)).collect(),
         })
     }

@@ -24,7 +24,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Instant;
 
@@ -44,13 +44,16 @@ use crate::attach::{self, GuestSide, LinkSocketError};
 use crate::control::{Cause, Control, Ends, Facts};
 use crate::forwards::follow::Follower;
 use crate::forwards::{Change, Direction, ForwardError, ForwardTable};
+use crate::keeper::{Keeper, Kept};
 use crate::log_file::LimitedFile;
 use crate::logging::Warnings;
 use crate::options::Options;
+use crate::owned_path::OwnedPath;
 use crate::plan::{Link, LogFile, LogFormat, MTU_MAX, Namespace, Plan, Resolvers};
 use crate::program::{Program, Setting};
 use crate::resolv::{RESOLV_CONF, ResolvConf};
-use crate::{host, inherited, logging};
+use crate::sandbox::{Entered, SandboxError};
+use crate::{host, inherited, logging, sandbox};
 
 /// Packets that may wait in the TAP to be read. The default of 1000 overflows when the guest sends small packets
 /// while another process has our core.
@@ -117,6 +120,9 @@ pub enum DaemonError {
     /// The helper in the namespace was killed.
     #[error("the helper process in the namespace was killed: the network has ended")]
     HelperKilled,
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The control thread panicked.
     #[error("the control thread ended by a mistake of ours; please report it")]
     ControlThread,
@@ -148,6 +154,7 @@ impl DaemonError {
             | Self::Install(_)
             | Self::Ready(_)
             | Self::System { .. }
+            | Self::Sandbox(_)
             | Self::HelperKilled
             | Self::ControlThread => None,
         }
@@ -227,25 +234,20 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     let server = plan.api.as_ref().map(Server::start).transpose()?;
 
     let mut config = config(plan)?;
-    let mut guest = match reach(plan, &mut config, device, &signals, exit.as_ref())? {
+    let guest = match reach(plan, &mut config, device, &signals, exit.as_ref())? {
         Ok(guest) => guest,
         Err(cause) => return Ok(cause),
     };
     let tap = guest.link.fd.as_raw_fd();
-    let _name = guest.name.take();
     let given = Given { told, signals, exit, server, pcap };
     let Prepared { control, first, setup } = prepare(plan, config, guest, given)?;
 
     let (runtime, handle) = Runtime::new(setup)?;
-    let readiness = Readiness {
-        ready,
-        pid_file: plan.pid_file.clone(),
-        announcement: plan.announcement.clone(),
-        tap,
-        released,
-        started,
-    };
-    serve(runtime, control(handle), first, readiness)
+    let control = control(handle);
+    let announcement = plan.announcement.clone();
+    let readiness = Readiness { ready, announcement, tap, released, started };
+    let entered = sandbox::enter(plan.sandbox)?;
+    serve(entered, runtime, control, first, readiness)
 }
 
 /// Makes, or waits for, what carries the guest's frames. The `Cause`: what ended the waiting. `device` is the one
@@ -297,13 +299,15 @@ fn prepare(
     guest: GuestSide,
     given: Given,
 ) -> Result<Prepared<impl FnOnce(Handle) -> Control + use<>>, DaemonError> {
-    let GuestSide { link, sockets, listeners, ports, ended, mut warnings, .. } = guest;
+    let GuestSide { link, sockets, listeners, ports, ended, name, mut warnings } = guest;
     let mut forwards = ForwardTable::new(listeners);
     let first = first_forwards(plan, &mut forwards)?;
     let follower =
         ports.and_then(|ports| Follower::new(plan.automatic.clone(), ports, Instant::now()));
     warnings.extend(first.warnings.iter().cloned());
     let (resolvers, resolv_conf) = resolvers(&plan.resolvers, &mut warnings);
+    let Given { told, signals, exit, mut server, pcap } = given;
+    let keeper = keep(plan, name, resolv_conf, server.as_mut())?;
     warnings.extend(host::shortcomings(plan, &config));
     for warning in &warnings {
         tracing::warn!("{warning}");
@@ -317,7 +321,7 @@ fn prepare(
         link,
         outbound: plan.outbound.clone(),
         namespace: sockets,
-        pcap: given.pcap,
+        pcap,
         // The control thread watches what ends us, and knows which it was.
         exit_fds: Vec::new(),
     };
@@ -327,12 +331,12 @@ fn prepare(
         tap,
         config,
         access: plan.access.clone(),
-        warnings: given.told.clone(),
+        warnings: told,
+        sandbox: sandbox::Report::default(),
         ready: Instant::now(),
     };
     let data_path = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
         .map_err(DaemonError::system("make an eventfd"))?;
-    let Given { signals, exit, server, .. } = given;
     let namespace = ended.filter(|_| !plan.outlives_namespace);
     let ends = Ends { signals, namespace, exit, data_path: Arc::new(data_path) };
     let control = move |handle| Control {
@@ -342,7 +346,7 @@ fn prepare(
         forwards,
         follower,
         resolvers,
-        resolv_conf,
+        keeper,
         server,
         is_stop_requested: false,
     };
@@ -356,28 +360,77 @@ fn first_forwards(plan: &Plan, table: &mut ForwardTable) -> Result<Change, Forwa
     table.plan(wanted)
 }
 
-/// Runs the data path on this thread and the control thread beside it, until both have ended.
+/// Gives what there is to keep to a keeper; none: there is nothing. The pid file is made here: later there are no files.
+fn keep(
+    plan: &Plan,
+    link: Option<OwnedPath>,
+    resolv_conf: Option<ResolvConf>,
+    mut server: Option<&mut Server>,
+) -> Result<Option<Keeper>, DaemonError> {
+    let pid_file = plan.pid_file.as_deref().map(write_pid_file).transpose()?;
+    let socket = server.as_mut().and_then(|server| server.take_name());
+    let files: Vec<_> = pid_file.into_iter().chain(socket).chain(link).collect();
+    if resolv_conf.is_none() && files.is_empty() {
+        return Ok(None);
+    }
+    let (keeper, doorman) = Keeper::start(Kept { resolv_conf, files }, plan.sandbox)
+        .map_err(DaemonError::system("fork the process that keeps our files"))?;
+    if let Some(server) = server {
+        server.ask(doorman);
+    }
+    Ok(Some(keeper))
+}
+
+fn write_pid_file(path: &Path) -> Result<OwnedPath, DaemonError> {
+    OwnedPath::write(path, &format!("{}\n", std::process::id()))
+        .map_err(|source| DaemonError::File { path: path.to_owned(), source })
+}
+
+/// Runs the data path on this thread and the control thread beside it, until both have ended. Neither does anything
+/// before both are confined.
 fn serve(
+    entered: Entered,
     runtime: Runtime,
     mut control: Control,
     first: Change,
     readiness: Readiness,
 ) -> Result<Cause, DaemonError> {
     let data_path = Arc::clone(&control.ends.data_path);
+    let for_thread = entered.for_thread();
+    let (tell_confined, confined) = mpsc::sync_channel(1);
+    let (tell_report, report) = mpsc::sync_channel(1);
     let beside = move || -> Result<Cause, DaemonError> {
         let handle = control.handle.clone();
         // Whatever goes wrong here: a data path without control would run for ever.
         let _stop = StopOnDrop(handle);
+        // Whoever does not listen any more has failed, and says why.
+        let _ = tell_confined.send(for_thread.give_up());
+        let Ok(report) = report.recv() else { return Ok(Cause::DataPath) };
+        control.facts.sandbox = report;
         control.start(first)?;
         control.facts.ready = Instant::now();
-        let pid_file = readiness.tell(&control)?;
-        let cause = control.run();
-        drop(pid_file);
-        Ok(cause)
+        readiness.tell(&control)?;
+        Ok(control.run())
     };
     let thread = thread::Builder::new().name("control".to_owned()).spawn(beside);
     let thread = thread.map_err(DaemonError::system("start the control thread"))?;
-    let ended = runtime.run();
+    let closed = match confined.recv() {
+        Ok(done) => done.and_then(|_| entered.close()),
+        Err(_) => return Err(DaemonError::ControlThread),
+    };
+    let ended = match closed {
+        Ok(report) => {
+            for missing in &report.missing {
+                tracing::info!("not confined whole: {missing}");
+            }
+            let _ = tell_report.send(report);
+            runtime.run().map_err(DaemonError::from)
+        }
+        Err(error) => {
+            drop(tell_report);
+            Err(error.into())
+        }
+    };
     // EAGAIN: it has been told already.
     let _ = data_path.write(1);
     let cause = thread.join().map_err(|_| DaemonError::ControlThread)?;
@@ -470,6 +523,7 @@ fn request(plan: &Plan, namespace: &Namespace, config: &Config) -> Request {
         adopt: namespace.adopt,
         offload: namespace.offload,
         txqueuelen: TAP_QUEUE_PACKETS,
+        confine: sandbox::of_helper(plan.sandbox),
     }
 }
 

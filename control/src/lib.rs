@@ -8,6 +8,7 @@
 //! | [`options`] | the command line of `usernetd` |
 //! | [`slirp4netns`], [`pasta`] | the command lines of the tools we stand in for |
 //! | [`plan`] | what each of these command lines becomes |
+//! | [`sandbox`] | what the daemon gives up when it is set up |
 //! | [`networks`] | the guest's networks and addresses |
 //! | [`spec`] | forwards as text |
 //! | [`forwards`] | the forwards in force |
@@ -23,6 +24,7 @@ pub mod options;
 pub mod pasta;
 pub mod plan;
 pub mod program;
+pub mod sandbox;
 pub mod slirp4netns;
 pub mod spec;
 
@@ -31,6 +33,7 @@ mod control;
 mod getopt;
 mod host;
 mod inherited;
+mod keeper;
 mod log_file;
 mod logging;
 mod owned_path;

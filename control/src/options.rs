@@ -20,6 +20,7 @@ use crate::plan::{
     Announcement, Api, ApiProtocol, Link, Log, LogFormat, MTU_MAX, Namespace, Plan, Resolvers,
 };
 use crate::program::Program;
+use crate::sandbox::Policy;
 use crate::spec::{PortRange, Spec};
 
 /// The smallest MTU: what every IPv4 host must take (RFC 791).
@@ -167,6 +168,10 @@ pub struct Options {
     #[arg(long, value_name = "PATH")]
     pub pcap: Option<PathBuf>,
 
+    /// How far it confines itself when it is set up; what is missing is told, and shown by `usernet status`
+    #[arg(long, value_name = "POLICY", default_value = "auto")]
+    pub sandbox: Policy,
+
     /// What is told on standard error
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     pub log_level: LogLevelOption,
@@ -246,6 +251,7 @@ impl Options {
             exit_fd: self.exit_fd,
             pid_file: self.pid_file,
             pcap: self.pcap,
+            sandbox: self.sandbox,
             log: Log { level: self.log_level.level(), format },
             log_file: None,
             announcement: Announcement::Summary(format),

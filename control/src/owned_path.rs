@@ -34,6 +34,18 @@ impl OwnedPath {
     }
 }
 
+impl OwnedPath {
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Another process has taken charge of it.
+    pub(crate) fn leave(self) {
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for OwnedPath {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|now| now == self.identity) {

@@ -18,6 +18,7 @@ use usernet_driver::{BackendChoice, Outbound};
 
 use crate::forwards::Automatic;
 use crate::program::Program;
+use crate::sandbox::Policy;
 use crate::slirp4netns::api::Guest;
 use crate::spec::Spec;
 
@@ -75,6 +76,8 @@ pub struct Plan {
     pub pid_file: Option<PathBuf>,
     /// Gets every frame of both directions.
     pub pcap: Option<PathBuf>,
+    /// How far the daemon confines itself.
+    pub sandbox: Policy,
     /// What is told while it runs.
     pub log: Log,
     /// Where it is told instead of on standard error.

@@ -10,18 +10,23 @@
 //!
 //! A file that cannot be read at the start means no resolvers; one that cannot be read later leaves those in
 //! force that were there: it is being replaced by something slower than we are.
+//!
+//! The file is opened at the start by the daemon and followed by its keeper ([`crate::keeper`]), which alone can
+//! open files then.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
 use std::net::{SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use resolv_conf::ScopedIp;
+use rustix::net::netdevice::name_to_index;
 
 /// Where the system keeps it.
 pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -49,6 +54,8 @@ pub(crate) struct ResolvConf {
     resolvers: Vec<SocketAddr>,
     /// When the file is to be read again.
     due: Option<Instant>,
+    /// To ask for the numbers of interfaces by; none: those with names are unknown.
+    interfaces: Option<OwnedFd>,
 }
 
 impl ResolvConf {
@@ -68,10 +75,11 @@ impl ResolvConf {
             watches: Vec::new(),
             resolvers: Vec::new(),
             due: None,
+            interfaces: interfaces().ok(),
         };
         // Watched first: what changes while it is read is seen afterwards.
         this.watch();
-        match read(path) {
+        match this.read() {
             Ok(resolvers) => {
                 if resolvers.is_empty() {
                     warnings.push(format!("no resolvers in {}: give --dns", path.display()));
@@ -89,6 +97,16 @@ impl ResolvConf {
     /// What the file said last.
     pub(crate) fn resolvers(&self) -> &[SocketAddr] {
         &self.resolvers
+    }
+
+    /// The directories that lead to the file.
+    pub(crate) fn directories(&self) -> Vec<PathBuf> {
+        chain(&self.path).into_iter().filter_map(|at| Some(at.parent()?.to_owned())).collect()
+    }
+
+    /// All descriptors that it takes to follow the file.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.fd().into_iter().chain(self.interfaces.as_ref().map(AsFd::as_fd))
     }
 
     /// What becomes readable when the file may have changed.
@@ -122,24 +140,28 @@ impl ResolvConf {
         }
     }
 
-    /// Reads the file again. Some: the resolvers are others now.
-    pub(crate) fn reload(&mut self) -> Option<&[SocketAddr]> {
+    /// Reads the file again. Some: the resolvers are others now. The error is a sentence for people.
+    pub(crate) fn reload(&mut self) -> Result<Option<&[SocketAddr]>, String> {
         self.due = None;
         self.watch();
-        match read(&self.path) {
+        match self.read() {
             Ok(resolvers) if resolvers != self.resolvers => {
                 self.resolvers = resolvers;
-                Some(&self.resolvers)
+                Ok(Some(&self.resolvers))
             }
-            Ok(_) => None,
-            Err(error) => {
-                tracing::warn!(
-                    "cannot read {} any more: {error}; its last resolvers are kept",
-                    self.path.display()
-                );
-                None
-            }
+            Ok(_) => Ok(None),
+            Err(error) => Err(format!(
+                "cannot read {} any more: {error}; its last resolvers are kept",
+                self.path.display()
+            )),
         }
+    }
+
+    /// The resolvers that the file names, in its order. Lines that are none of ours are passed over.
+    fn read(&self) -> io::Result<Vec<SocketAddr>> {
+        let mut text = Vec::new();
+        fs::File::open(&self.path)?.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
+        Ok(parse(&text, self.interfaces.as_ref()))
     }
 
     /// Watches the chain of links as it is now.
@@ -159,15 +181,12 @@ impl ResolvConf {
             | AddWatchFlags::IN_ATTRIB
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_MOVE_SELF;
-        let mut at = self.path.clone();
-        for _ in 0..LINKS_MAX {
+        for at in chain(&self.path) {
             let (Some(directory), Some(name)) = (at.parent(), at.file_name()) else { return };
             // Two links in one directory share a watch: the kernel answers with the same descriptor.
             if let Ok(watch) = inotify.add_watch(directory, in_directory) {
                 self.watches.push((watch, Some(name.to_owned())));
             }
-            let Ok(target) = fs::read_link(&at) else { break };
-            at = directory.join(target);
         }
         if let Ok(watch) = inotify.add_watch(&self.path, to_file) {
             self.watches.push((watch, None));
@@ -175,24 +194,36 @@ impl ResolvConf {
     }
 }
 
-/// The resolvers that the file names, in its order. Lines that are none of ours are passed over.
-fn read(path: &Path) -> io::Result<Vec<SocketAddr>> {
-    let mut text = Vec::new();
-    fs::File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
-    Ok(parse(&text))
+/// The file, what it leads to if it is a symbolic link, and so on.
+fn chain(path: &Path) -> Vec<PathBuf> {
+    let mut links = vec![path.to_owned()];
+    while let Some(at) = links.last()
+        && let (Ok(target), Some(directory)) = (fs::read_link(at), at.parent())
+        && links.len() < LINKS_MAX
+    {
+        links.push(directory.join(target));
+    }
+    links
 }
 
-fn parse(text: &[u8]) -> Vec<SocketAddr> {
+/// Any socket answers for all interfaces of its network namespace.
+fn interfaces() -> Result<OwnedFd, Errno> {
+    socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+}
+
+fn parse(text: &[u8], interfaces: Option<&OwnedFd>) -> Vec<SocketAddr> {
     let (config, _) = resolv_conf::Config::parse_with_errors(text);
+    let address = |nameserver| address(nameserver, interfaces);
     config.nameservers.iter().map(address).take(RESOLVERS_MAX).collect()
 }
 
-fn address(nameserver: &ScopedIp) -> SocketAddr {
+fn address(nameserver: &ScopedIp, interfaces: Option<&OwnedFd>) -> SocketAddr {
     match nameserver {
         ScopedIp::V4(ip) => (*ip, 53).into(),
         ScopedIp::V6(ip, None) => (*ip, 53).into(),
         ScopedIp::V6(ip, Some(scope)) => {
-            let index = scope.parse().or_else(|_| nix::net::if_::if_nametoindex(scope.as_str()));
+            let named = || name_to_index(interfaces?, scope).ok();
+            let index = scope.parse().ok().or_else(named);
             SocketAddrV6::new(*ip, 53, 0, index.unwrap_or(0)).into()
         }
     }
@@ -226,7 +257,7 @@ mod tests {
         poll(&mut fds, PollTimeout::from(5_000u16)).unwrap();
         file.on_readable(Instant::now());
         file.deadline()?;
-        file.reload().map(<[_]>::to_vec)
+        file.reload().ok().flatten().map(<[_]>::to_vec)
     }
 
     fn at(text: &str) -> Vec<SocketAddr> {
@@ -238,15 +269,16 @@ mod tests {
         let text =
             b"# c\nsearch example.com\nnameserver 127.0.0.53\nnameserver x\noptions edns0 \xff\n\
             nameserver fd00::1\nnameserver 9.9.9.9\nnameserver 8.8.8.8\n";
-        assert_eq!(parse(text), at("127.0.0.53:53 [fd00::1]:53 9.9.9.9:53"));
-        assert!(parse(b"").is_empty());
+        assert_eq!(parse(text, None), at("127.0.0.53:53 [fd00::1]:53 9.9.9.9:53"));
+        assert!(parse(b"", None).is_empty());
     }
 
     #[test]
     fn a_scoped_resolver_keeps_its_interface() {
         let lo = nix::net::if_::if_nametoindex("lo").unwrap();
         let expected = SocketAddrV6::new("fe80::1".parse().unwrap(), 53, 0, lo);
-        assert_eq!(parse(b"nameserver fe80::1%lo\n"), [expected.into()]);
+        let interfaces = interfaces().unwrap();
+        assert_eq!(parse(b"nameserver fe80::1%lo\n", Some(&interfaces)), [expected.into()]);
     }
 
     #[test]

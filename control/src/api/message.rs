@@ -14,6 +14,7 @@ use usernet_core::flows::{FlowInfo, FlowKind};
 
 use super::VERSION;
 use crate::forwards::Direction;
+use crate::sandbox::Report;
 use crate::spec::Spec;
 
 /// A request as it stands on the wire.
@@ -289,6 +290,9 @@ pub struct Status {
     pub usage: Usage,
     /// What did not work out at the start or since, and what it costs; newest last.
     pub warnings: Vec<String>,
+    /// What it has given up.
+    #[serde(default)]
+    pub sandbox: Report,
     /// Counters by name, one per outcome, since the start.
     pub counters: BTreeMap<String, u64>,
 }

@@ -19,11 +19,12 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::lines::Lines;
 use super::protocol::{Answer, End, Framing, Protocol, Refusal};
 use super::socket::{ApiSocket, SocketError};
+use crate::keeper::{self, Doorman};
+use crate::owned_path::OwnedPath;
 use crate::plan::{Api, ApiProtocol};
 use crate::slirp4netns::api::HostForwards;
 
@@ -47,6 +48,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// The listening socket and its connections.
 pub(crate) struct Server {
     socket: ApiSocket,
+    /// Who tells us whom to answer; none: we see it ourselves.
+    doorman: Option<Doorman>,
     protocol: Box<dyn Protocol>,
     connections: Vec<Connection>,
     /// No descriptors: not before this.
@@ -67,7 +70,18 @@ impl Server {
     }
 
     fn new(socket: ApiSocket, protocol: Box<dyn Protocol>) -> Self {
-        Self { socket, protocol, connections: Vec::new(), accept_after: None, has_more: false }
+        let connections = Vec::new();
+        Self { socket, doorman: None, protocol, connections, accept_after: None, has_more: false }
+    }
+
+    /// The socket's name, for who removes it in our place.
+    pub(crate) fn take_name(&mut self) -> Option<OwnedPath> {
+        self.socket.take_name()
+    }
+
+    /// From here on somebody else is asked who is connected.
+    pub(crate) fn ask(&mut self, doorman: Doorman) {
+        self.doorman = Some(doorman);
     }
 
     /// What to wait for, and on which descriptors.
@@ -133,7 +147,11 @@ impl Server {
     }
 
     fn admit(&mut self, stream: UnixStream, now: Instant) {
-        let refusal = if !is_trusted(&stream) {
+        let is_trusted = match &mut self.doorman {
+            Some(doorman) => doorman.is_trusted(&stream),
+            None => keeper::is_trusted(&stream),
+        };
+        let refusal = if !is_trusted {
             Some(Refusal::Forbidden)
         } else if self.connections.len() >= CONNECTIONS_MAX {
             Some(Refusal::Busy)
@@ -153,14 +171,6 @@ impl Server {
             }
         }
     }
-}
-
-/// Whether the peer is root or the user whose daemon this is. The mode of the socket says the same, but a
-/// descriptor can be handed on.
-fn is_trusted(stream: &UnixStream) -> bool {
-    let own = nix::unistd::geteuid();
-    getsockopt(stream, PeerCredentials)
-        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own.as_raw())
 }
 
 /// What it takes to answer.

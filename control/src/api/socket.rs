@@ -48,7 +48,8 @@ pub enum SocketError {
 #[derive(Debug)]
 pub(crate) struct ApiSocket {
     pub(super) listener: UnixListener,
-    _name: OwnedPath,
+    /// None: another process removes it.
+    name: Option<OwnedPath>,
 }
 
 impl ApiSocket {
@@ -78,8 +79,15 @@ impl ApiSocket {
         remove_stale(path)?;
         listen_at(address).and_then(|listener| Ok((listener, OwnedPath::of(path)?))).map_or_else(
             |source| Err(failed(source)),
-            |(listener, name)| Ok(Self { listener, _name: name }),
+            |(listener, name)| Ok(Self { listener, name: Some(name) }),
         )
+    }
+}
+
+impl ApiSocket {
+    /// Its name, for who removes it in our place.
+    pub(crate) fn take_name(&mut self) -> Option<OwnedPath> {
+        self.name.take()
     }
 }
 

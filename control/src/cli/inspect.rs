@@ -11,6 +11,7 @@ use super::instance::{Instance, Registry};
 use super::output::{Output, Table, bytes, span};
 use crate::api::{Client, ClientError, FlowEntry, Flows, Forwards, Network, Status};
 use crate::forwards::Direction;
+use crate::sandbox::{Policy, Report};
 use crate::spec::Spec;
 
 /// Lists the instances.
@@ -157,10 +158,14 @@ fn status_text(instance: &Instance, status: &Status) -> String {
         ("resolvers", listed(status.resolvers.iter().map(ToString::to_string).collect())),
         ("host loopback", status.host_loopback.clone()),
         ("forwards", status.forwards.to_string()),
+        ("sandbox", sandbox_text(&status.sandbox)),
     ];
     let mut text = String::new();
     for (label, value) in lines {
         text.push_str(&format!("{label:<14} {value}\n"));
+    }
+    for missing in &status.sandbox.missing {
+        text.push_str(&format!("{:<14} {missing}\n", "not confined"));
     }
     for warning in &status.warnings {
         text.push_str(&format!("{:<14} {warning}\n", "warning"));
@@ -170,6 +175,20 @@ fn status_text(instance: &Instance, status: &Status) -> String {
         text.push_str(&format!("{count:>14} {name}\n"));
     }
     text
+}
+
+fn sandbox_text(sandbox: &Report) -> String {
+    let parts = [
+        (sandbox.empty_root, "empty root"),
+        (!sandbox.namespaces.is_empty(), "namespaces"),
+        (sandbox.landlock, "Landlock"),
+        (sandbox.seccomp, "seccomp"),
+    ];
+    let parts: Vec<_> = parts.iter().filter(|(is_there, _)| *is_there).map(|p| p.1).collect();
+    match sandbox.policy {
+        Policy::None => "none".to_owned(),
+        Policy::Auto | Policy::Strict => parts.join(", "),
+    }
 }
 
 fn network_text(network: Option<Network>) -> String {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use usernet_driver::namespace::{self, NamespaceListeners};
@@ -65,10 +66,14 @@ fn explain(at: &ListenAt, errno: Errno) -> ForwardError {
     }
 }
 
-/// The first port that needs no privilege (`ip(7)`, `ip_unprivileged_port_start`).
-fn unprivileged_port_start() -> u16 {
-    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
-    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024)
+/// The first port that needs no privilege (`ip(7)`, `ip_unprivileged_port_start`), as it was when this was asked first:
+/// the answer is for a message, and later there are no files.
+pub(super) fn unprivileged_port_start() -> u16 {
+    static FIRST: OnceLock<u16> = OnceLock::new();
+    *FIRST.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024)
+    })
 }
 
 #[cfg(test)]

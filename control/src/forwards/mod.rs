@@ -200,8 +200,10 @@ impl Change {
 }
 
 impl ForwardTable {
-    /// An empty one. Outward forwards listen where `namespace` opens sockets.
+    /// An empty one. Outward forwards listen where `namespace` opens sockets. What has to be known of this machine to
+    /// explain failures is read now: later there may be no files.
     pub(crate) fn new(namespace: Option<NamespaceListeners>) -> Self {
+        listen::unprivileged_port_start();
         Self { namespace, ..Self::default() }
     }
 

@@ -14,6 +14,7 @@ use super::options::{Families, Given, Options, OptionsError, Verbosity};
 use crate::plan::{Announcement, Link, Log, LogFile, LogFormat, Namespace, Plan, Resolvers};
 use crate::program::Program;
 use crate::resolv::RESOLV_CONF;
+use crate::sandbox::Policy;
 
 const DNS_PORT: u16 = 53;
 
@@ -37,6 +38,7 @@ pub(super) fn plan(options: Options, target: Target) -> Result<Planned, OptionsE
     let further = guest.further.iter().map(|(ip, _)| *ip).collect();
     let plan = Plan {
         program: Program::Pasta,
+        sandbox: Policy::Auto,
         link: Link::Namespace(namespace(&options, &guest, target)),
         mtu: Some(options.mtu),
         host_mac: options.mac,

@@ -23,6 +23,7 @@ use crate::plan::{
     Announcement, Api, ApiProtocol, Link, Log, LogFormat, MTU_MAX, Namespace, Plan, Resolvers,
 };
 use crate::program::Program;
+use crate::sandbox::Policy;
 
 /// The MTU without `--mtu`.
 const MTU_DEFAULT: u16 = 1_500;
@@ -233,6 +234,8 @@ impl Line {
         };
         let plan = Plan {
             program: Program::Slirp4netns,
+            // Always, whether it was asked for or not.
+            sandbox: Policy::Auto,
             link,
             mtu: Some(mtu),
             host_mac: stable_mac(net4.gateway),

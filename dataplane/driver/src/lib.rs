@@ -20,6 +20,7 @@ mod capture;
 mod control;
 mod counters;
 mod datagram;
+pub mod detach;
 mod engine;
 mod epoll;
 mod errno;

@@ -47,6 +47,7 @@ fn request(target: Target) -> Request {
         adopt: false,
         offload: true,
         txqueuelen: 4000,
+        confine: || (),
     }
 }
 

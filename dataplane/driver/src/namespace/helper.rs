@@ -2,18 +2,18 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, send, socket,
 };
-use nix::unistd::{ForkResult, Pid, fork, getppid, setpgid};
+use nix::unistd::{ForkResult, Pid, fork, getppid};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use super::channel::{Channel, MESSAGE_BYTES_MAX, Received};
@@ -21,11 +21,11 @@ use super::configure::configure;
 use super::listen;
 use super::message::{Failure, Report, SocketReply, SocketRequest, Step, Wanted};
 use super::ports::open_lists;
-use super::tap::{self, errno};
+use super::tap;
 use super::target::{Holder, NamespaceId, OpenTarget};
 use super::watch::{HELPER_NAME, Life, Watch};
 use super::{AttachError, Request};
-use crate::Link;
+use crate::{Link, detach};
 
 /// Where requests come from, and replies go.
 pub(super) struct Channels {
@@ -114,13 +114,7 @@ fn isolate(
     channels: &Channels,
     end: &OwnedFd,
 ) -> nix::Result<()> {
-    SigSet::all().thread_block()?;
     die_with(daemon)?;
-    setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-    let name = std::ffi::CString::new(HELPER_NAME).map_err(|_| Errno::EINVAL)?;
-    prctl::set_name(&name)?;
-    // A working directory keeps its file system from being unmounted.
-    nix::unistd::chdir("/")?;
     let mut kept = vec![end.as_raw_fd(), target.netns.as_raw_fd()];
     kept.extend([&channels.data_path, &channels.control].map(|c| c.as_fd().as_raw_fd()));
     kept.extend(target.userns.as_ref().map(AsRawFd::as_raw_fd));
@@ -128,7 +122,7 @@ fn isolate(
         Holder::Process(process) => Some(process.as_raw_fd()),
         Holder::Name(_) | Holder::Unknown => None,
     });
-    close_all_but(kept)
+    detach::from_caller(HELPER_NAME, kept)
 }
 
 /// Ends us with the daemon. Joining a user namespace revokes it (`commit_creds` in kernel/cred.c), so that it has to be
@@ -137,33 +131,6 @@ fn die_with(daemon: Pid) -> nix::Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // It may have ended before.
     if getppid() == daemon { Ok(()) } else { Err(Errno::ESRCH) }
-}
-
-/// Standard input, output and error become `/dev/null`: a pipe of the daemon's ends when the daemon does.
-fn close_all_but(mut kept: Vec<RawFd>) -> nix::Result<()> {
-    let null =
-        std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(errno)?;
-    nix::unistd::dup2_stdin(&null)?;
-    nix::unistd::dup2_stdout(&null)?;
-    nix::unistd::dup2_stderr(&null)?;
-    drop(null);
-    kept.sort_unstable();
-    let mut first = 3;
-    for fd in kept {
-        close_range(first, fd - 1);
-        first = fd + 1;
-    }
-    close_range(first, RawFd::MAX);
-    Ok(())
-}
-
-/// `close_range(2)`, Linux 5.9; before it the daemon's descriptors stay open here, which does no harm but to tidiness.
-fn close_range(first: RawFd, last: RawFd) {
-    if first <= last {
-        // SAFETY: closes descriptors that nothing in this process uses: it is a fork that keeps none but those which
-        // the caller left out. By number, because not every C library has a function for it.
-        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    }
 }
 
 /// Enters, makes, configures. What was made vanishes with its descriptor if this fails.
@@ -178,6 +145,7 @@ fn set_up(
     let watch =
         Watch::new(namespace, target.holder, daemon.as_raw()).map_err(Failure::at(Step::Watch))?;
     drop_privileges(daemon).map_err(Failure::at(Step::Isolate))?;
+    (request.confine)();
     Ok((link, warnings, watch))
 }
 

@@ -8,6 +8,7 @@ use nix::sys::socket::sockopt::{BindToDevice, Ipv6V6Only, ReuseAddr};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
 };
+use rustix::net::netdevice::name_to_index;
 use usernet_core::rules::Protocol;
 
 /// A TCP socket that listens, or a bound UDP socket, on an address of one family and, where it is given, one interface:
@@ -34,7 +35,7 @@ pub fn open(protocol: Protocol, at: SocketAddr, interface: Option<&str>) -> Resu
     if let Some(interface) = interface {
         setsockopt(&socket, BindToDevice, &interface.into())?;
     }
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(scoped(at, interface)))?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(scoped(at, interface, &socket)))?;
     if protocol == Protocol::Tcp {
         // The kernel cuts it to net.core.somaxconn, 4096 by default.
         listen(&socket, Backlog::MAXCONN)?;
@@ -43,11 +44,11 @@ pub fn open(protocol: Protocol, at: SocketAddr, interface: Option<&str>) -> Resu
 }
 
 /// A link-local address means nothing without its interface.
-fn scoped(mut at: SocketAddr, interface: Option<&str>) -> SocketAddr {
+fn scoped(mut at: SocketAddr, interface: Option<&str>, socket: &OwnedFd) -> SocketAddr {
     if let SocketAddr::V6(v6) = &mut at
         && v6.ip().is_unicast_link_local()
         && let Some(interface) = interface
-        && let Ok(index) = nix::net::if_::if_nametoindex(interface)
+        && let Ok(index) = name_to_index(socket, interface)
     {
         v6.set_scope_id(index);
     }

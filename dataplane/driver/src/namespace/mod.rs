@@ -120,6 +120,8 @@ pub struct Request {
     pub offload: bool,
     /// The length of the TAP's transmit queue, in packets: what the guest sends waits there to be read.
     pub txqueuelen: u32,
+    /// What the helper does last before it serves, to give up what it does not need.
+    pub confine: fn(),
 }
 
 /// A namespace with our TAP in it.

@@ -138,14 +138,12 @@ impl NamespaceListeners {
 
 impl Drop for HelperSockets {
     fn drop(&mut self) {
-        // Its end of the channel hangs up and ends it, too; this spares it a way in which it could linger.
+        // It ends when its end of the channel hangs up. A daemon that may still send signals spares it a way in which it
+        // could linger.
+        let channel = self.questions.channel.as_fd().as_raw_fd();
+        let _ = nix::sys::socket::shutdown(channel, nix::sys::socket::Shutdown::Both);
         if let Some(process) = &self.process {
             let _ = pidfd_send_signal(process, Signal::KILL);
-        } else {
-            let _ = nix::sys::socket::shutdown(
-                self.questions.channel.as_fd().as_raw_fd(),
-                nix::sys::socket::Shutdown::Both,
-            );
         }
         let _ = waitpid(self.pid, None);
     }

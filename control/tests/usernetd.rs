@@ -11,31 +11,14 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use serde_json::Value;
-use support::{Account, eventually, is_alive, status, stderr};
+use support::{Account, eventually, is_alive, status, stderr, usernetd};
 use usernet_control::api::{Client, ClientError, ErrorCode};
 use usernet_control::spec::Spec;
-
-/// The program, at a place where every user can execute it.
-fn usernetd() -> &'static Path {
-    static COPY: OnceLock<PathBuf> = OnceLock::new();
-    COPY.get_or_init(|| {
-        let dir = PathBuf::from(format!("/tmp/usernetd-test-bin-{}", geteuid()));
-        fs::create_dir_all(&dir).unwrap();
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
-        let (fresh, copy) = (dir.join(std::process::id().to_string()), dir.join("usernetd"));
-        fs::copy(env!("CARGO_BIN_EXE_usernetd"), &fresh).unwrap();
-        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
-        // Another test may be executing the old one: it is replaced, not overwritten.
-        fs::rename(&fresh, &copy).unwrap();
-        copy
-    })
-}
 
 /// A process that is killed and reaped at the end of the test.
 struct Killed(Child);
@@ -303,7 +286,12 @@ fn it_fails_when_its_helper_in_the_namespace_is_killed() {
         let mut daemon = guest.start("");
         let pid = daemon.process.pid();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        let helper = children.trim().parse().expect("one child");
+        let is_helper = |child: &&str| {
+            let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap();
+            name.trim() == "usernetd-netns"
+        };
+        let helper = children.split_whitespace().find(is_helper).expect("it has a helper");
+        let helper = helper.parse().unwrap();
         kill(Pid::from_raw(helper), Signal::SIGKILL).unwrap();
         assert_eq!(daemon.ended(), 1);
         eventually("the device is gone", || !guest.devices().contains("tap0"));

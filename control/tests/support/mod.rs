@@ -140,20 +140,28 @@ impl Drop for Account {
     }
 }
 
-/// The program under test, at a place where every user can execute it.
+/// `usernet`, at a place where every user can execute it.
 pub(crate) fn usernet() -> &'static Path {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
-    COPY.get_or_init(|| {
-        let dir = PathBuf::from(format!("/tmp/usernet-test-bin-{}", geteuid()));
-        fs::create_dir_all(&dir).unwrap();
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
-        let (fresh, copy) = (dir.join(std::process::id().to_string()), dir.join("usernet"));
-        fs::copy(env!("CARGO_BIN_EXE_usernet"), &fresh).unwrap();
-        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
-        // Another test may be executing the old one: it is replaced, not overwritten.
-        fs::rename(&fresh, &copy).unwrap();
-        copy
-    })
+    COPY.get_or_init(|| copied("usernet", env!("CARGO_BIN_EXE_usernet")))
+}
+
+/// `usernetd`, at such a place.
+pub(crate) fn usernetd() -> &'static Path {
+    static COPY: OnceLock<PathBuf> = OnceLock::new();
+    COPY.get_or_init(|| copied("usernetd", env!("CARGO_BIN_EXE_usernetd")))
+}
+
+fn copied(name: &str, from: &str) -> PathBuf {
+    let dir = PathBuf::from(format!("/tmp/{name}-test-bin-{}", geteuid()));
+    fs::create_dir_all(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    let (fresh, copy) = (dir.join(std::process::id().to_string()), dir.join(name));
+    fs::copy(from, &fresh).unwrap();
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
+    // Another test may be executing the old one: it is replaced, not overwritten.
+    fs::rename(&fresh, &copy).unwrap();
+    copy
 }
 
 /// The exit status, as a shell tells it.

@@ -1,6 +1,7 @@
 //! `usernetd`, the program under test.
 
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -60,8 +61,34 @@ impl<'a> Daemon<'a> {
             .unwrap_or_else(|done| panic!("usernetd {options:?} {done}"))
     }
 
+    /// The same under `strace`, which writes the system calls of all its processes to a file. Signals go to `strace`.
+    #[track_caller]
+    pub fn start_traced(
+        lab: &'a Lab,
+        guest: &Namespace,
+        backend: Backend,
+        options: &[&str],
+        file: &Path,
+    ) -> Self {
+        let file = file.to_string_lossy();
+        let tracer = ["strace", "-f", "-qq", "-o", &*file];
+        Self::try_start_by(&tracer, lab, guest, backend, options)
+            .unwrap_or_else(|done| panic!("{tracer:?} usernetd {options:?} {done}"))
+    }
+
     /// The same, for a daemon that may refuse.
     pub fn try_start(
+        lab: &'a Lab,
+        guest: &Namespace,
+        backend: Backend,
+        options: &[&str],
+    ) -> Result<Self, Done> {
+        Self::try_start_by(&[], lab, guest, backend, options)
+    }
+
+    /// The same with another program in front.
+    fn try_start_by(
+        before: &[&str],
         lab: &'a Lab,
         guest: &Namespace,
         backend: Backend,
@@ -70,8 +97,13 @@ impl<'a> Daemon<'a> {
         let program = lab.program("usernetd");
         let socket = format!("{}/run/{}.sock", lab.dir().display(), guest.pid());
         let (netns, fd) = (guest.pid().to_string(), READY_FD.to_string());
-        let mut args = vec![program.as_str(), "--netns", &netns, "--backend", backend.name()];
+        let mut args = before.to_vec();
+        args.extend([program.as_str(), "--netns", &netns, "--backend", backend.name()]);
         args.extend(["--api-socket", &socket, "--ready-fd", &fd, "--exit-fd", "0"]);
+        // A system call that is missing in the sandbox's list ends the daemon, and the test fails.
+        if crate::skip::has_landlock() {
+            args.extend(["--sandbox", "strict"]);
+        }
         args.extend(options);
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let mut command = lab.host().command("user", &args);

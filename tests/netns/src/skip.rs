@@ -40,6 +40,21 @@ pub fn has_io_uring() -> bool {
     result >= 0 || matches!(error, Some(libc::EINVAL | libc::EFAULT))
 }
 
+/// Whether the kernel has Landlock (Linux 5.13), and it is switched on.
+pub fn has_landlock() -> bool {
+    let version = 1_u32;
+    // SAFETY: with no attributes, landlock_create_ruleset(2) only tells its version.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null_mut::<libc::c_void>(),
+            0_usize,
+            version,
+        )
+    };
+    result > 0
+}
+
 /// Whether IPv6 is there.
 pub fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()

@@ -32,6 +32,7 @@ use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use usernet_core::config::Limits;
 use usernet_core::{Config, Rules};
 use usernet_driver::namespace::{self, AttachError, Request, Target};
@@ -242,6 +243,7 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     let given = Given { told, signals, exit, server, pcap };
     let Prepared { control, first, setup } = prepare(plan, config, guest, given)?;
 
+    plan.run_as.map_or(Ok(()), become_user)?;
     let (runtime, handle) = Runtime::new(setup)?;
     let control = control(handle);
     let announcement = plan.announcement.clone();
@@ -484,6 +486,14 @@ fn open_log(file: &LogFile) -> Result<LimitedFile, DaemonError> {
 fn open_null() -> Result<OwnedFd, DaemonError> {
     let null = File::options().read(true).write(true).open("/dev/null");
     null.map(OwnedFd::from).map_err(DaemonError::system("open /dev/null"))
+}
+
+/// Becomes another user, of one group, for good.
+fn become_user((user, group): (Uid, Gid)) -> Result<(), DaemonError> {
+    setgroups(&[])
+        .and_then(|()| setresgid(group, group, group))
+        .and_then(|()| setresuid(user, user, user))
+        .map_err(DaemonError::system("become the user of --runas, which root can"))
 }
 
 /// What the shard is started with.

@@ -256,6 +256,7 @@ impl Options {
             log_file: None,
             announcement: Announcement::Summary(format),
             lets_go_of_caller: false,
+            run_as: None,
             outlives_namespace: false,
         }
     }

@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use nix::unistd::{Gid, Uid};
 use usernet_core::config::{Announced, MacAddr, Net4, Net6, Protocols, Services, Timeouts};
 use usernet_core::rules::Access;
 use usernet_driver::namespace::{Route, Target};
@@ -86,6 +87,8 @@ pub struct Plan {
     pub announcement: Announcement,
     /// Whether standard input, output and error are let go when the network is there.
     pub lets_go_of_caller: bool,
+    /// User and group to become when all that needs privileges is done; none: who we are.
+    pub run_as: Option<(Uid, Gid)>,
     /// Whether the daemon goes on when the namespace has no name any more.
     pub outlives_namespace: bool,
 }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
+use nix::unistd::{Gid, Group, Uid, User};
 use usernet_core::config::{DomainName, MacAddr};
 
 use super::grammar::Grammar;
@@ -106,6 +107,7 @@ pub(super) struct Options {
     pub(super) userns: Option<PathBuf>,
     pub(super) verbosity: Verbosity,
     pub(super) log_bytes: u64,
+    pub(super) run_as: Option<(Uid, Gid)>,
     /// Of the interface.
     pub(super) mtu: u16,
     pub(super) is_mtu_told: bool,
@@ -154,6 +156,7 @@ impl Options {
             userns: line.userns.clone(),
             verbosity: verbosity(&line),
             log_bytes: log_bytes(line.log_size.as_deref())?,
+            run_as: line.runas.as_deref().map(run_as).transpose()?,
             mtu,
             is_mtu_told,
             address,
@@ -267,6 +270,28 @@ fn log_bytes(text: Option<&str>) -> Result<u64, OptionsError> {
     let Some(text) = text else { return Ok(LOG_BYTES) };
     let bytes = text.parse().ok().filter(|&bytes| bytes >= LOG_BYTES_MIN);
     bytes.ok_or_else(|| invalid("--log-size", text, "it is 4096 bytes or more"))
+}
+
+/// `UID`, `UID:GID`, `LOGIN` or `LOGIN:GROUP`. The group of a number is the same number.
+fn run_as(text: &str) -> Result<(Uid, Gid), OptionsError> {
+    let (user, group) = match text.split_once(':') {
+        None => (text, None),
+        Some((user, group)) => (user, Some(group)),
+    };
+    let (user, own) = match user.parse() {
+        Ok(id) => (Some(Uid::from_raw(id)), Some(Gid::from_raw(id))),
+        Err(_) => {
+            let found = User::from_name(user).ok().flatten();
+            (found.as_ref().map(|user| user.uid), found.map(|user| user.gid))
+        }
+    };
+    let group = match group.map(|group| (group, group.parse())) {
+        None => own,
+        Some((_, Ok(id))) => Some(Gid::from_raw(id)),
+        Some((name, Err(_))) => Group::from_name(name).ok().flatten().map(|group| group.gid),
+    };
+    let both = user.zip(group);
+    both.ok_or_else(|| invalid("--runas option", text, "no such user or group"))
 }
 
 /// The last mask of each family: dotted or up to 32 bits it is for IPv4, longer for IPv6.
@@ -444,6 +469,16 @@ mod tests {
     }
 
     #[test]
+    fn a_user_is_a_name_or_a_number() {
+        let run_as = |text: &str| read(&format!("--runas {text}")).unwrap().run_as.unwrap();
+        let ids = |user, group| (Uid::from_raw(user), Gid::from_raw(group));
+        assert_eq!(run_as("1234"), ids(1234, 1234));
+        assert_eq!(run_as("1234:5"), ids(1234, 5));
+        assert_eq!(run_as("root"), ids(0, 0));
+        assert_eq!(run_as("root:root"), ids(0, 0));
+    }
+
+    #[test]
     fn what_is_wrong_is_told_in_one_line() {
         for (line, told) in [
             ("-m 70000", "Invalid MTU: 70000"),
@@ -462,6 +497,8 @@ mod tests {
             ("--map-host-loopback bogus", "Invalid address to remap to host: bogus"),
             ("--map-guest-addr bogus", "Invalid address to remap to guest's: bogus"),
             ("--log-size 3", "Invalid --log-size: 3"),
+            ("--runas nobodyxx", "Invalid --runas option: nobodyxx"),
+            ("--runas 0:nobodyxx", "Invalid --runas option: 0:nobodyxx"),
             ("-S a..b", "Invalid search domain: a..b"),
             ("-4 -6", "exclude each other"),
             ("--userns /x --netns-only", "exclude each other"),

@@ -66,6 +66,7 @@ pub(super) fn plan(options: Options, target: Target) -> Result<Planned, OptionsE
         log_file: line.log_file.clone().map(|path| LogFile { path, bytes_max: options.log_bytes }),
         announcement: Announcement::Nothing,
         lets_go_of_caller: false,
+        run_as: options.run_as,
         outlives_namespace: line.no_netns_quit,
     };
     Ok(Planned { plan, told })

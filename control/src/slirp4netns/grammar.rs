@@ -263,6 +263,7 @@ impl Line {
             log_file: None,
             announcement: Announcement::Nothing,
             lets_go_of_caller: false,
+            run_as: None,
             outlives_namespace: false,
         };
         let announcement =

@@ -71,6 +71,19 @@ fn network(guest: &Namespace) -> String {
     guest.sh("ip -o address; ip route; ip -6 route; ip -o link").ok()
 }
 
+/// What a DHCP client in the namespace is told, one `name=value` per line; it tries twice.
+fn lease(lab: &Lab, guest: &Namespace) -> String {
+    let script = lab.dir().join("lease").display().to_string();
+    let write = "printf '#!/bin/sh\\n[ \"$1\" = bound ] && set\\nexit 0\\n' >$1 && chmod 755 $1";
+    lab.host().run(&["sh", "-c", write, "sh", &script]).ok();
+    guest.admin(&["ip", "link", "set", "wan0", "up"]);
+    let asked = [
+        "busybox", "udhcpc", "-i", "wan0", "-n", "-q", "-t2", "-T1", "-O", "search", "-s", &script,
+    ];
+    let said = guest.spawn_admin(&asked).done_within(20 * SECOND);
+    said.out.replace('\'', "")
+}
+
 #[track_caller]
 fn must_have(network: &str, wanted: &[&str]) {
     for wanted in wanted {
@@ -255,7 +268,7 @@ pastas! {
         for words in [
             ["-m", "70000"], ["-a", "1.2.3"], ["-a", "127.0.0.1"], ["-n", "99"], ["-g", "300.1.1.1"], ["-t", "70000"],
             ["-t", "80-70"], ["-t", "80:90:100"], ["-t", "80-82:90-95"], ["-t", "foo/80"], ["-o", "1.2.3.4.5"],
-            ["--dns-forward", "bogus"], ["--log-size", "3"],
+            ["--dns-forward", "bogus"], ["--log-size", "3"], ["--runas", "nobodyxx"],
         ] {
             let done = call(pasta, &lab, &[words[0], words[1], "true"]);
             assert_eq!(status(&done), Some(1), "{words:?}: {done}");
@@ -309,5 +322,65 @@ pastas! {
         let options = ["--config-net", "-4", "-a", "10.9.0.5", "-n", "24", "-g", "10.8.0.1"];
         connected(pasta, &lab, &guest, &options);
         must_have(&network(&guest), &["default via 10.8.0.1"]);
+    }
+
+    fn of_addresses_and_routes_only_the_first_are_taken_where_that_is_said(pasta) needs ["ip"] lacks [
+        Of2023: "it has no such options, because it does nothing else", says "unrecognized option '--no-copy-routes'";
+        Of2025: "it then takes an address whose network the gateway is not in", says "no inet 192.0.2.1/24"
+    ] {
+        let lab = lab();
+        let guest = lab.guest();
+        connected(pasta, &lab, &guest, &["--config-net", "--no-copy-routes", "--no-copy-addrs"]);
+        let seen = network(&guest);
+        must_have(&seen, &["inet 192.0.2.1/24", "default via 192.0.2.254"]);
+        assert!(!seen.contains("192.0.2.9/24") && !seen.contains("198.18.0.0/15"), "{seen}");
+    }
+
+    fn ipv6_alone_is_enough(pasta) needs ["ip"] lacks [] {
+        let lab = lab();
+        let guest = lab.guest();
+        connected(pasta, &lab, &guest, &["--config-net", "-6", "-t", "none", "-u", "none"]);
+        let seen = network(&guest);
+        must_have(&seen, &["inet6 2001:db8::", "default via 2001:db8::fe"]);
+        assert!(!seen.contains("inet 192.0.2"), "{seen}");
+    }
+
+    fn what_is_for_virtual_machines_is_refused(pasta) needs [] lacks [
+        Of2023: "it takes them and goes on", says "--socket";
+        Of2025: "it takes --fd", says "--fd"
+    ] {
+        let lab = lab();
+        for words in [
+            &["--socket", "/nonexistent/socket"][..], &["--one-off"], &["--no-dhcp-dns"], &["--no-dhcp-search"],
+            &["--vhost-user"], &["--print-capabilities"], &["--repair-path", "none"], &["--fd", "0"],
+        ] {
+            let done = call(pasta, &lab, &[words, &["true"]].concat());
+            assert_eq!(status(&done), Some(1), "{words:?}: {}", told(&done));
+        }
+    }
+
+    fn what_dhcp_tells_can_be_said(pasta) needs ["ip", "busybox"] lacks [
+        Of2023: "it has no names to give", says "invalid option -- 'H'"
+    ] {
+        let lab = lab();
+        let guest = lab.guest();
+        let options = [
+            "-4", "-D", "192.0.2.77", "--dhcp-dns", "-S", "lab.example", "--dhcp-search", "-H", "box", "--fqdn",
+            "box.lab.example",
+        ];
+        connected(pasta, &lab, &guest, &[&options[..], &NO_PORTS].concat());
+        let said = lease(&lab, &guest);
+        must_have(&said, &["ip=192.0.2.", "router=192.0.2.254", "dns=192.0.2.77", "search=lab.example", "hostname=box"]);
+    }
+
+    fn services_can_be_switched_off(pasta) needs ["ip", "busybox"] lacks [] {
+        let lab = lab();
+        let guest = lab.guest();
+        let options = ["--no-dhcp", "--no-ndp", "--no-dhcpv6", "--no-ra"];
+        connected(pasta, &lab, &guest, &[&options[..], &NO_PORTS].concat());
+        let said = lease(&lab, &guest);
+        assert!(!said.contains("ip="), "{said}");
+        guest.admin(&["ip", "address", "add", "2001:db8::77/64", "dev", "wan0", "nodad"]);
+        assert!(!guest.run(&["ping", "-6", "-c1", "-W1", "2001:db8::fe"]).is_ok(), "no neighbour answers");
     }
 }

@@ -259,4 +259,70 @@ pastas! {
         let seen = guest.peer(&["who", "tcp", "192.0.2.9:7000"]).ok();
         assert!(seen.contains("192.0.2.5"), "{seen}");
     }
+
+    fn sockets_leave_by_the_interface_that_is_named(pasta) needs ["ip"] lacks [] {
+        let lab = lab();
+        let far = lab.router();
+        let _cable = lab.cable(lab.host(), &far, &[]);
+        let _server = far.serve(&["198.51.100.2:7000", "[2001:db8:1::2]:7000"]);
+        let own = ["-i", "wan0"];
+        for (option, interface, is_reached) in [
+            ("--outbound-if4", "cable0", [true, true]),
+            ("--outbound-if4", "wan0", [false, true]),
+            ("--outbound-if6", "wan0", [true, false]),
+        ] {
+            let guest = lab.guest();
+            connected(pasta, &lab, &guest, &[&own[..], &[option, interface]].concat());
+            let seen = ["198.51.100.2:7000", "[2001:db8:1::2]:7000"].map(|address| {
+                guest.peer_within(Duration::from_secs(4), &["connect", address]).out.starts_with("connected")
+            });
+            assert_eq!(seen, is_reached, "{option} {interface}");
+        }
+    }
+
+    fn the_resolver_that_is_asked_can_be_said(pasta) needs ["dig", "dnsmasq"] lacks [
+        Of2023: "it has no such option", says "unrecognized option '--dns-host'"
+    ] {
+        let lab = lab();
+        let _resolver = resolver(&lab, "one.test", "192.0.2.77");
+        lab.host().admin(&["sh", "-c", "echo nameserver 192.0.2.66 >/etc/resolv.conf"]);
+        let guest = lab.guest();
+        connected(pasta, &lab, &guest, &["--dns-forward", "169.254.1.1", "--dns-host", "192.0.2.1"]);
+        let done = guest.run(&["dig", "+short", "+tries=1", "+time=3", "@169.254.1.1", "one.test"]);
+        assert_eq!(done.out, "192.0.2.77\n", "{done}");
+    }
+
+    fn tcp_that_is_off_is_dropped(pasta) needs [] lacks [] {
+        let lab = lab();
+        let far = lab.router();
+        let _cable = lab.cable(lab.host(), &far, &[]);
+        let _server = far.serve(&["198.51.100.2:7000"]);
+        let guest = lab.guest();
+        connected(pasta, &lab, &guest, &["--no-tcp"]);
+        let done = guest.peer_within(Duration::from_secs(2), &["connect", "198.51.100.2:7000"]);
+        assert!(!done.out.starts_with("connected"), "{done}");
+        guest.peer(&["echo", "198.51.100.2:7000", "1", "1400"]).ok();
+    }
+
+    fn no_map_gw_is_taken_back_by_map_gw(pasta) needs [] lacks [
+        Of2023: "it has no such option", says "unrecognized option '--map-gw'";
+        Of2025: "it has no such option", says "unrecognized option '--map-gw'"
+    ] {
+        let lab = lab();
+        let _server = lab.host().serve(&["127.0.0.1:7001"]);
+        let guest = lab.guest();
+        connected(pasta, &lab, &guest, &["--no-map-gw", "--map-gw"]);
+        fetches(&guest, "192.0.2.254:7001");
+    }
+
+    fn without_splicing_loopback_clients_come_by_the_interface(pasta) needs [] lacks [
+        Of2023: "it has no such option", says "unrecognized option '--no-splice'"
+    ] {
+        let lab = lab();
+        let guest = lab.guest();
+        connected(pasta, &lab, &guest, &["-t", "8080:80", "--no-splice"]);
+        let _server = guest.serve(&["0.0.0.0:80"]);
+        let seen = lab.host().peer(&["who", "tcp", "127.0.0.1:8080"]).ok();
+        assert!(seen.starts_with("192.0.2.254:"), "{seen}");
+    }
 }

@@ -11,8 +11,13 @@
 //! the shard, which alone may submit to it (`IORING_SETUP_SINGLE_ISSUER`). Work is deferred to the wait
 //! (`IORING_SETUP_DEFER_TASKRUN`): completions appear only there, so that nothing changes within a turn.
 //!
-//! A request holds a reference to its file. A watched descriptor that is closed is really closed when the removal of
-//! its poll has been submitted, at the end of the turn.
+//! A request holds a reference to its file. A watched descriptor that is closed is really closed when the end of its poll
+//! has been submitted, at the end of the turn. It is ended by `IORING_OP_ASYNC_CANCEL`: `IORING_OP_POLL_REMOVE` fails
+//! with `EALREADY` while an event of the poll waits to be told, which for a socket that its peer has just closed is
+//! always so, and the poll and the socket would stay for ever (`io_poll_remove`, io_uring/poll.c).
+//!
+//! What ends a watch completes once: the poll with `ECANCELED`, or the cancellation if there was no poll any more. It
+//! does so at the next wait, and says nothing; so that wait asks for as many completions more.
 
 use std::collections::VecDeque;
 use std::io;
@@ -62,6 +67,10 @@ pub(crate) struct Uring {
     unused: Vec<LeaseId>,
     /// What the read of the TAP ended with.
     tap_error: Option<io::Error>,
+    /// Whether a request can be silent when it succeeds (Linux 5.17).
+    has_silent_requests: bool,
+    /// Completions to come that say nothing.
+    ending: usize,
 }
 
 impl Uring {
@@ -71,6 +80,7 @@ impl Uring {
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(("the kernel's io_uring is too old", io::ErrorKind::Unsupported.into()));
         }
+        let has_silent_requests = ring.params().is_feature_skip_cqe_on_success();
         let mut probe = Probe::new();
         let submitter = ring.submitter();
         submitter
@@ -94,6 +104,8 @@ impl Uring {
             frames: VecDeque::with_capacity(usize::from(BUFFERS)),
             unused: Vec::new(),
             tap_error: None,
+            has_silent_requests,
+            ending: 0,
         })
     }
 
@@ -142,13 +154,17 @@ impl Uring {
         let mut args = SubmitArgs::new();
         let want = match timeout {
             Some(Duration::ZERO) => 0,
-            None => 1,
+            None => 1 + self.ending,
             Some(timeout) => {
                 time = Timespec::from(timeout);
                 args = args.timespec(&time);
-                1
+                1 + self.ending
             }
         };
+        if want > 0 {
+            // They are there when this returns; one that were not would be waited for but once.
+            self.ending = 0;
+        }
         match self.ring.submitter().submit_with_args(want, &args) {
             Ok(_) => Ok(()),
             // The timeout; a signal; completions that wait to be taken before more can be submitted.
@@ -232,9 +248,13 @@ impl Backend for Uring {
     }
 
     fn forget(&mut self, _fd: BorrowedFd<'_>, token: Token) {
-        let remove = opcode::PollRemove::new(token.pack()).build().user_data(IGNORED);
+        let mut cancel = opcode::AsyncCancel::new(token.pack()).build().user_data(IGNORED);
+        if self.has_silent_requests {
+            cancel = cancel.flags(Flags::SKIP_SUCCESS);
+            self.ending += 1;
+        }
         // Where it fails the ring is broken, and the next wait says so.
-        let _ = self.push(&remove);
+        let _ = self.push(&cancel);
     }
 
     fn wait(
@@ -315,8 +335,10 @@ fn restrictions() -> [register::Restriction; 4] {
     [
         register::Restriction::sqe_op(opcode::ReadMulti::CODE),
         register::Restriction::sqe_op(opcode::PollAdd::CODE),
-        register::Restriction::sqe_op(opcode::PollRemove::CODE),
-        register::Restriction::sqe_flags_allowed(Flags::BUFFER_SELECT.bits()),
+        register::Restriction::sqe_op(opcode::AsyncCancel::CODE),
+        register::Restriction::sqe_flags_allowed(
+            (Flags::BUFFER_SELECT | Flags::SKIP_SUCCESS).bits(),
+        ),
     ]
 }
 

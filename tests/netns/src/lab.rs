@@ -306,6 +306,14 @@ impl Namespace {
         self.spawn_admin(&[&[&*program, "serve"], addresses].concat()).wait_for("ready")
     }
 
+    /// Sockets that exist in it, those included that no descriptor refers to any more but something in the kernel does.
+    pub fn sockets(&self) -> u64 {
+        let path = format!("/proc/{}/net/sockstat", self.pid());
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let used = text.lines().find_map(|line| line.strip_prefix("sockets: used "));
+        used.and_then(|used| used.trim().parse().ok()).expect("the kernel counts them")
+    }
+
     /// Whether anything listens on this TCP port.
     pub fn listens_on(&self, port: u16) -> bool {
         let wanted = format!(":{port:04X}");

@@ -191,8 +191,11 @@ on_both_backends! {
         guest.peer(&["get", "192.0.2.1:7000", "100"]).ok();
         assert!(wait_until(LONG, || daemon.flows() == 0));
         let before = daemon.descriptors();
+        let sockets = lab.host().sockets();
         guest.peer_within(LONG, &["sequence", "192.0.2.1:7000", "10000", "100"]).ok();
         assert!(wait_until(LONG, || daemon.flows() == 0), "flows are left: {}", daemon.flows());
         assert_eq!(daemon.descriptors(), before);
+        let is_as_before = || lab.host().sockets() <= sockets + 10;
+        assert!(wait_until(LONG, is_as_before), "{sockets}, now {}", lab.host().sockets());
     }
 }

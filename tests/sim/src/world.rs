@@ -154,10 +154,10 @@ impl World {
             if let Err(why) = self.env.mail.complete_verdict() {
                 panic!("{why}");
             }
-            // Duplicate acknowledgements without a loss mislead now and then (RFC 5681, section 2).
-            let bytes: u64 = self.env.conversations.iter().map(|c| c.guest.read).sum();
+            // smoltcp's probes of a closed window advertise a window that it does not take what comes by: of a segment
+            // that fills it, it drops the end. Those bytes have to be sent again, and are no more than its buffer.
             let resent = self.watch.resent;
-            assert!(resent <= 10_000 + bytes / 50, "{resent} bytes sent again on a perfect link");
+            assert!(resent <= 10_000, "{resent} bytes sent again on a perfect link");
         }
     }
 

@@ -302,6 +302,33 @@ both_tools! { "slirp4netns" needs ["ip", "ping"];
         assert!(slirp.is_running());
     }
 
+    fn bess_serves_one_peer_by_a_socket(tool) needs ["dig", "dnsmasq"] {
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let _resolver = resolver(&lab, "one.test", "192.0.2.77");
+        let _server = lab.host().serve(&["192.0.2.1:7000", "127.0.0.1:7001"]);
+        let path = format!("{}/run/bess", lab.dir().display());
+        let (program, api) = (tool.path(&lab), format!("{}/run/api", lab.dir().display()));
+        let mut slirp = lab.host().spawn(&[&program, "--target-type=bess", "--mtu=1400", "-a", &api, &path]);
+        let is_there = || std::path::Path::new(&path).exists();
+        assert!(wait_until(10 * SECOND, is_there), "{}{}", slirp.out(), slirp.err());
+        let (peer, pid) = (lab.program("usernet-lab"), guest.pid().to_string());
+        let _plug = lab.host().spawn_admin(&[&peer, "plug", &pid, "vec0", &path]).wait_for("ready");
+        guest.ip("link set vec0 mtu 1400 up\naddr add 10.0.2.100/24 dev vec0\nroute add default via 10.0.2.2");
+        pings(&guest, "10.0.2.2");
+        pings(&guest, "192.0.2.1");
+        guest.peer(&["get", "192.0.2.1:7000", "1000000"]).ok();
+        guest.peer(&["put", "192.0.2.1:7000", "1000000"]).ok();
+        guest.peer(&["echo", "192.0.2.1:7000", "1", "1000"]).ok();
+        assert_eq!(connect(&guest, "10.0.2.2:7001"), "connected");
+        assert_eq!(guest.run(&["dig", "+short", "@10.0.2.3", "one.test"]).ok(), "192.0.2.77\n");
+        let _in_guest = guest.serve(&["0.0.0.0:80"]);
+        let add = r#"{"execute":"add_hostfwd","arguments":{"proto":"tcp","host_port":8080,"guest_port":80}}"#;
+        assert_eq!(lab.host().peer(&["speak", &api, add]).ok(), r#"{"return":{"id":1}}"#);
+        lab.host().peer(&["get", "127.0.0.1:8080", "100000"]).ok();
+        assert!(slirp.is_running());
+    }
+
     fn what_was_set_up_is_printed(tool) needs [] {
         let lab = Lab::new();
         let guest = lab.guest();

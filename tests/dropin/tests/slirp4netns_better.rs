@@ -187,6 +187,36 @@ both_tools! { "slirp4netns" needs ["ip", "ping"];
         assert!(slirp.ends(), "it goes on");
     }
 
+    fn a_tap_may_be_given_by_its_descriptor(tool) needs []
+    reference_fails("it is from before 1.3", says "it does not know") {
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let _server = lab.host().serve(&["192.0.2.1:7000"]);
+        let (program, peer, pid) = (tool.path(&lab), lab.program("usernet-lab"), guest.pid().to_string());
+        let opened = [&*peer, "with-tap", &pid, "tap0", "7", "--", &program, "--netns-type=tapfd", "7"];
+        let running = lab.host().spawn_admin(&opened);
+        assert!(wait_until(10 * SECOND, || !running.out().is_empty()), "{}", running.err());
+        assert!(running.out().contains("Starting slirp"), "it does not know tapfd: {}", running.out());
+        guest.ip("link set tap0 up\naddr add 10.0.2.100/24 dev tap0\nroute add default via 10.0.2.2");
+        guest.peer(&["get", "192.0.2.1:7000", "1000000"]).ok();
+        guest.run(&["ping", "-c1", "-W3", "10.0.2.2"]).ok();
+    }
+
+    fn bess_ends_with_its_peer(tool) needs []
+    reference_fails("it serves nobody for ever", says "it goes on") {
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let path = format!("{}/run/bess", lab.dir().display());
+        let mut slirp = lab.host().spawn(&[&tool.path(&lab), "--target-type=bess", &path]);
+        let is_there = || std::path::Path::new(&path).exists();
+        assert!(wait_until(10 * SECOND, is_there), "{}{}", slirp.out(), slirp.err());
+        let plug = lab.program("usernet-lab");
+        let plug = lab.host().spawn_admin(&[&plug, "plug", &guest.pid().to_string(), "vec0", &path]);
+        drop(plug.wait_for("ready"));
+        assert!(wait_until(5 * SECOND, || !slirp.is_running()), "it goes on");
+        assert!(!std::path::Path::new(&path).exists(), "the socket stays");
+    }
+
     fn a_descriptor_that_is_not_open_is_told(tool) needs []
     reference_fails("it ends as if all was well, or goes on without", says "not told") {
         let lab = Lab::new();

@@ -10,10 +10,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket,
+};
 
 use super::Outcome;
 
@@ -48,6 +53,45 @@ pub(super) fn main(args: &[&str]) -> Outcome {
     let ends = [tap(pid_a, name_a)?, tap(pid_b, name_b)?];
     println!("ready");
     Cable::new(ends, faults).run()
+}
+
+/// `with-tap PID NAME FD -- COMMAND`: becomes a command that has a TAP of another namespace open under this number.
+pub(super) fn with_tap(pid: &str, name: &str, fd: &str, command: &[&str]) -> Outcome {
+    let here = File::open("/proc/self/ns/net")?;
+    let device = tap(pid, name)?;
+    setns(here.as_fd(), CloneFlags::CLONE_NEWNET)?;
+    // SAFETY: no pointers; what has this number is nobody's in a program that is about to become another one.
+    if unsafe { libc::dup2(device.as_raw_fd(), fd.parse()?) } < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    let [program, args @ ..] = command else { return Err("no command".into()) };
+    Err(format!("{program}: {}", Command::new(program).args(args).exec()).into())
+}
+
+/// `plug PID NAME SOCKET`: a TAP whose frames go by a `SOCK_SEQPACKET` socket, one per message, as User Mode Linux's
+/// transport `bess` has it.
+pub(super) fn plug(pid: &str, name: &str, path: &str) -> Outcome {
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let mut device = tap(pid, name)?;
+    println!("ready");
+    let mut frame = vec![0; FRAME_BYTES_MAX];
+    loop {
+        let mut ends =
+            [device.as_fd(), socket.as_fd()].map(|end| PollFd::new(end, PollFlags::POLLIN));
+        poll(&mut ends, PollTimeout::NONE)?;
+        let [from_tap, from_socket] = ends.map(|end| end.any().unwrap_or(true));
+        if from_tap && let Ok(n) = device.read(&mut frame) {
+            send(socket.as_raw_fd(), &frame[..n], MsgFlags::empty())?;
+        }
+        if from_socket {
+            match recv(socket.as_raw_fd(), &mut frame, MsgFlags::empty())? {
+                0 => return Ok(()),
+                // A TAP that is down or full drops it, as a cable would.
+                n => drop(device.write(&frame[..n])),
+            }
+        }
+    }
 }
 
 fn parse(words: &[&str]) -> Result<Faults, Box<dyn std::error::Error>> {

@@ -7,6 +7,8 @@
 //! | `enter PID admin\|user -- COMMAND` | becomes a command in the namespaces of a process |
 //! | `processes` | lists what runs in its user namespace and below |
 //! | `cable …` | a cable between two TAPs that loses, delays and reorders: [`cable`] |
+//! | `plug PID NAME SOCKET` | a TAP whose frames go by a `SOCK_SEQPACKET` socket |
+//! | `with-tap PID NAME FD -- COMMAND` | becomes a command that has a TAP of another namespace open |
 //! | `serve`, `get`, … | traffic: [`peers`] |
 //!
 //! It has one thread while it deals with namespaces.
@@ -37,6 +39,8 @@ pub fn main(args: Vec<String>) -> ExitCode {
         ["router"] => namespaces::hold_router(),
         ["enter", pid, rights, "--", command @ ..] => namespaces::enter(pid, rights, command),
         ["cable", rest @ ..] => cable::main(rest),
+        ["plug", pid, name, socket] => cable::plug(pid, name, socket),
+        ["with-tap", pid, name, fd, "--", command @ ..] => cable::with_tap(pid, name, fd, command),
         [peer, rest @ ..] => peers::main(peer, rest),
         [] => Err("which command?".into()),
     };

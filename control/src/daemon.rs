@@ -307,7 +307,7 @@ fn prepare(
     let follower =
         ports.and_then(|ports| Follower::new(plan.automatic.clone(), ports, Instant::now()));
     warnings.extend(first.warnings.iter().cloned());
-    let (resolvers, resolv_conf) = resolvers(&plan.resolvers, &mut warnings);
+    let (resolvers, resolv_conf) = resolvers(plan, &mut warnings);
     let Given { told, signals, exit, mut server, pcap } = given;
     let keeper = keep(plan, name, resolv_conf, server.as_mut())?;
     warnings.extend(host::shortcomings(plan, &config));
@@ -549,15 +549,18 @@ fn named(link: &Link) -> (String, String) {
     }
 }
 
-fn resolvers(
-    wanted: &Resolvers,
-    warnings: &mut Vec<String>,
-) -> (Vec<SocketAddr>, Option<ResolvConf>) {
-    match wanted {
+fn resolvers(plan: &Plan, warnings: &mut Vec<String>) -> (Vec<SocketAddr>, Option<ResolvConf>) {
+    match &plan.resolvers {
         Resolvers::These(these) => (these.clone(), None),
         Resolvers::OfHost => {
             let (file, told) = ResolvConf::open(Path::new(RESOLV_CONF));
             warnings.extend(told);
+            if file.resolvers().is_empty()
+                && let Some(last) = warnings.last_mut()
+                && let Some(option) = plan.program.option(Setting::Resolvers)
+            {
+                last.push_str(&format!(": give {option}"));
+            }
             (file.resolvers().to_vec(), Some(file))
         }
     }

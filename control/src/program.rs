@@ -65,6 +65,8 @@ pub(crate) enum Setting {
     Network4,
     /// The guest's IPv6 network.
     Network6,
+    /// Who resolves names, in the place of the host's resolvers.
+    Resolvers,
 }
 
 impl Program {
@@ -79,7 +81,9 @@ impl Program {
             (Self::Usernetd | Self::Slirp4netns, Setting::Network4) => Some("--cidr"),
             (Self::Usernetd, Setting::Network6) => Some("--cidr6"),
             (Self::Pasta, Setting::Network4 | Setting::Network6) => Some("--address"),
-            (Self::Slirp4netns, Setting::Network6) => None,
+            (Self::Usernetd, Setting::Resolvers) => Some("--dns"),
+            (Self::Pasta, Setting::Resolvers) => Some("--dns-host"),
+            (Self::Slirp4netns, Setting::Network6 | Setting::Resolvers) => None,
         }
     }
 }

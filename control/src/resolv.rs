@@ -59,7 +59,7 @@ pub(crate) struct ResolvConf {
 }
 
 impl ResolvConf {
-    /// Reads the file and watches it. Tells what does not work out.
+    /// Reads the file and watches it. Tells what does not work out; last of all, why there are no resolvers.
     pub(crate) fn open(path: &Path) -> (Self, Vec<String>) {
         let mut warnings = Vec::new();
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC);
@@ -82,12 +82,14 @@ impl ResolvConf {
         match this.read() {
             Ok(resolvers) => {
                 if resolvers.is_empty() {
-                    warnings.push(format!("no resolvers in {}: give --dns", path.display()));
+                    let path = path.display();
+                    warnings
+                        .push(format!("no resolvers in {path}: the guest's DNS is not answered"));
                 }
                 this.resolvers = resolvers;
             }
             Err(error) => warnings.push(format!(
-                "cannot read {}: {error}; the guest's DNS will not be answered, give --dns",
+                "cannot read {}: {error}; the guest's DNS is not answered",
                 path.display()
             )),
         }

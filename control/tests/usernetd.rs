@@ -563,3 +563,17 @@ fn what_goes_wrong_later_is_in_the_status_too() {
         eventually("the warning is there", || count() == 1);
     }
 }
+
+#[test]
+fn without_resolvers_it_comes_up_and_names_the_option_that_mends_it() {
+    let account = Account::ordinary();
+    let (etc, socket) = (account.home.join("etc"), account.home.join("s"));
+    fs::create_dir(&etc).unwrap();
+    let replace = format!("mount --bind {} /etc", etc.display());
+    let line = format!("--api-socket {}", socket.display());
+    let daemon = Daemon::start(usernetd_after(&account, &replace, &line), socket);
+    let status = status_as(&account, &daemon.socket);
+    let told = status["warnings"].to_string();
+    assert!(told.contains("cannot read /etc/resolv.conf"), "{told}");
+    assert!(told.contains("the guest's DNS is not answered: give --dns\""), "{told}");
+}

@@ -32,7 +32,7 @@ use usernet_driver::namespace::Target;
 
 use super::background;
 use super::options::{Options, OptionsError};
-use super::plan::{self, Planned};
+use super::plan::{self as planning, Planned};
 
 /// The shell where the environment names none.
 const SHELL: &str = "/bin/sh";
@@ -73,7 +73,7 @@ pub(super) fn run(
     options: Options,
     words: &[OsString],
     started: Instant,
-    tell: impl FnOnce(&Planned),
+    tell: impl FnOnce(&[String]),
 ) -> Result<ExitCode, CommandError> {
     let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(CommandError::system("make a pipe"));
     let Pipes { made, go } = Pipes { made: pipe()?, go: pipe()? };
@@ -91,12 +91,12 @@ pub(super) fn run(
     };
     drop((made.1, go.0));
     hear(made.0)?;
-    let planned = plan::plan(options, Target::Pid(holder.as_raw()))?;
-    tell(&planned);
+    let Planned { plan, told } = planning::plan(options, Target::Pid(holder.as_raw()))?;
     // Ends with us, whatever ends us.
-    let daemon = background::start(planned.plan, started, true)
+    let daemon = background::start(plan, started, true)
         .map_err(CommandError::system("start the daemon"))?
         .ok_or(CommandError::NoNetwork)?;
+    tell(&told);
     for ignored in FOR_COMMAND {
         // SAFETY: no handler is installed.
         let _ = unsafe { signal(ignored, SigHandler::SigIgn) };

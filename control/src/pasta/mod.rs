@@ -83,8 +83,9 @@ fn fail(what: impl Display) -> ExitCode {
 /// Connects what is to be connected.
 fn start(options: Options, started: Instant) -> ExitCode {
     let is_quiet = options.verbosity == Verbosity::Quiet;
-    let tell = |planned: &Planned| {
-        let text: String = planned.told.iter().map(|line| format!("{line}\n")).collect();
+    // When it has come about: of a failure only the cause is told.
+    let tell = |told: &[String]| {
+        let text: String = told.iter().map(|line| format!("{line}\n")).collect();
         if !is_quiet {
             let _ = io::stderr().write_all(text.as_bytes());
         }
@@ -102,13 +103,17 @@ fn start(options: Options, started: Instant) -> ExitCode {
         Ok(planned) => planned,
         Err(error) => return fail(error),
     };
-    tell(&planned);
+    let Planned { plan, told } = planned;
     if is_foreground {
-        let ended = daemon::run(&planned.plan, started);
-        return daemon::end(&planned.plan, ended);
+        tell(&told);
+        let ended = daemon::run(&plan, started);
+        return daemon::end(&plan, ended);
     }
-    match background::start(planned.plan, started, false) {
-        Ok(Some(_)) => ExitCode::SUCCESS,
+    match background::start(plan, started, false) {
+        Ok(Some(_)) => {
+            tell(&told);
+            ExitCode::SUCCESS
+        }
         Ok(None) => ExitCode::FAILURE,
         Err(error) => fail(format!("cannot go to the background: {error}")),
     }

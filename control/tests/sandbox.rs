@@ -40,14 +40,7 @@ impl Daemon {
         line: &str,
         prepare: impl FnOnce(&mut Command),
     ) -> Result<Self, String> {
-        let mut unshare = account.program("unshare");
-        if !account.uid.is_root() {
-            unshare.args(["--user", "--map-root-user"]);
-        }
-        unshare.args(["--net", "sh", "-c", "echo; exec cat"]);
-        let mut guest = unshare.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut ready = String::new();
-        BufReader::new(guest.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        let mut guest = Self::guest(account);
         let socket = account.home.join("s");
         let mut command = account.program(usernetd());
         command.args(["--netns", &guest.id().to_string()]).arg("--api-socket").arg(&socket);
@@ -63,6 +56,19 @@ impl Daemon {
             return Err(format!("{} {}", status(&output), stderr(&output)));
         }
         Ok(Self { child, guest, socket })
+    }
+
+    /// A process in a network namespace of its own.
+    fn guest(account: &Account) -> Child {
+        let mut unshare = account.program("unshare");
+        if !account.uid.is_root() {
+            unshare.args(["--user", "--map-root-user"]);
+        }
+        unshare.args(["--net", "sh", "-c", "echo; exec cat"]);
+        let mut guest = unshare.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut ready = String::new();
+        BufReader::new(guest.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        guest
     }
 
     fn pid(&self) -> i32 {
@@ -158,6 +164,36 @@ fn after_set_up_the_kernel_shows_every_thread_confined() {
             let kinds = ["user", "mnt", "ipc", "uts", "pid"];
             assert_eq!(report.namespaces, kinds[usize::from(is_root)..]);
             assert_eq!(report.capabilities.len(), usize::from(is_root));
+        }
+    }
+}
+
+#[test]
+fn every_personality_ends_in_the_same_sandbox() {
+    for account in Account::each() {
+        for words in [
+            &["slirp4netns", "--configure", "PID", "tap0"][..],
+            &["slirp4netns", "--configure", "--enable-sandbox", "--enable-seccomp", "PID", "tap0"],
+            &["pasta", "--foreground", "--config-net", "PID"],
+        ] {
+            let mut guest = Daemon::guest(&account);
+            let pid = guest.id().to_string();
+            let words: Vec<_> = words.iter().map(|w| if *w == "PID" { &pid } else { *w }).collect();
+            let mut command = account.program(usernetd());
+            command.args(&words).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut daemon = command.spawn().unwrap();
+            let is_confined = || {
+                let threads = threads(daemon.id() as i32);
+                threads.len() == 2 && threads.iter().all(|thread| thread["Seccomp"] == "2")
+            };
+            eventually("it is confined", is_confined);
+            let pid = daemon.id();
+            assert_eq!(fs::read_dir(format!("/proc/{pid}/root")).unwrap().count(), 0, "{words:?}");
+            assert_eq!(threads(pid as i32)[0]["NoNewPrivs"], "1", "{words:?}");
+            for child in [&mut daemon, &mut guest] {
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
         }
     }
 }

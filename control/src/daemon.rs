@@ -3,8 +3,8 @@
 //! # Theory of operation
 //!
 //! ```text
-//! main thread     plan ─ descriptors ─ files ─ attach ─ forwards ─ Runtime::new ─ run ············ end
-//! control thread                                                          └ listeners ─ pid file ─ ready ─ serve
+//! main thread     plan ─ descriptors ─ files ─ attach ─ forwards ─ keeper ─ Runtime::new ─ sandbox ─ run ········ end
+//! control thread                                                                              └ listeners ─ ready ─ serve
 //! ```
 //!
 //! Everything that can fail does so before the caller is told that the network is ready, and whatever was made by
@@ -12,8 +12,9 @@
 //! the pid file with their names, listening ports with their sockets. So failing needs no code of its own, and
 //! ending is the same as failing late.
 //!
-//! The namespace is attached to before the first thread is started, because that forks. Signals are blocked
-//! before that: they wait until the control thread reads them, and nothing ends half way.
+//! The namespace is attached to before the first thread is started, because that forks, and so does the keeper, who
+//! removes the files from then on. Signals are blocked before that: they wait until the control thread reads them, and
+//! nothing ends half way. From the sandbox on no file can be opened ([`crate::sandbox`]).
 
 use std::ffi::OsString;
 use std::fmt::Display;

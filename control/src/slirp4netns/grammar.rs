@@ -102,11 +102,11 @@ pub(crate) struct Line {
     #[arg(long, value_name = "PATH")]
     userns_path: Option<OsString>,
 
-    /// keep nothing of the host's files but /etc and /run, and no capability but CAP_NET_BIND_SERVICE
+    /// give up files and all capabilities but CAP_NET_BIND_SERVICE (done without it too)
     #[arg(long)]
     enable_sandbox: bool,
 
-    /// limit the system calls
+    /// limit the system calls (done without it too)
     #[arg(long)]
     enable_seccomp: bool,
 

@@ -186,11 +186,7 @@ impl Lab {
 /// A folder for a lab: our own programs are copied to it, because the ordinary user may not be able to reach them
 /// where they were built.
 fn make_folder() -> PathBuf {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let name = format!("usernet-lab-{}-{number}", std::process::id());
-    let dir = std::env::temp_dir().join(name);
-    fs::create_dir(&dir).expect("a folder for the test");
+    let dir = new_folder();
     let is_root = geteuid().is_root();
     for program in PROGRAMS {
         // By a process of its own: another test's fork would inherit our descriptor for writing, and the
@@ -208,6 +204,21 @@ fn make_folder() -> PathBuf {
         }
     }
     dir
+}
+
+/// An empty folder. A process of the same number may have been killed and left the names that come first.
+fn new_folder() -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("usernet-lab-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        match fs::create_dir(&dir) {
+            Ok(()) => return dir,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => panic!("{}: {error}", dir.display()),
+        }
+    }
 }
 
 /// A namespace, or several of different kinds, held by a process. Gone when dropped.

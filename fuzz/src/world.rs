@@ -14,7 +14,7 @@ use usernet_core::op::{
     Input, LocalId, Offload, Op, PeekedThen, SocketId, Span,
 };
 use usernet_core::packet::{EtherType, Packet, checksum, parse, protocol};
-use usernet_core::rules::{Access, Forward, HostLoopback, Protocol, Rules};
+use usernet_core::rules::{Access, Forward, HostLoopback, Outward, Protocol, Rules};
 use usernet_core::{Instant, Shard};
 
 use crate::host::{Kind, Socket, Stream, peer};
@@ -81,6 +81,14 @@ impl Default for World {
             forwards,
             resolvers.to_vec(),
         );
+        let outward = |id, protocol| Outward {
+            id: ForwardId(id),
+            protocol,
+            ports: (8080, 8089),
+            host: None,
+            host_port: 9080,
+        };
+        let rules = rules.with_outward(vec![outward(2, Protocol::Tcp), outward(3, Protocol::Udp)]);
         let mut world = Self {
             shard: Shard::new(config, rules),
             now: Instant::from_nanos(1_000_000_000),
@@ -92,6 +100,8 @@ impl Default for World {
         };
         world.listen(0, Protocol::Tcp);
         world.listen(1, Protocol::Udp);
+        world.listen(2, Protocol::Tcp);
+        world.listen(3, Protocol::Udp);
         world
     }
 }

@@ -218,3 +218,22 @@ both_tools! { "pasta" needs ["debian 13", "newuidmap", "busybox", "ip"];
         machine.remove_all();
     }
 }
+
+/// The network that was the default before, and that Podman 5 still knows.
+mod over_slirp4netns {
+    use super::*;
+
+    both_tools! { "slirp4netns" needs ["debian 13", "newuidmap", "busybox", "ip"];
+        fn a_container_fetches_and_publishes(tool) needs [] {
+            let machine = Containers::new(System::Debian13, tool);
+            let _server = machine.host().serve(&["192.0.2.1:7000"]);
+            for handler in ["rootlesskit", "slirp4netns"] {
+                let network = format!("--network=slirp4netns:port_handler={handler}");
+                machine.serve("server", &[&network, "-p=8080:80"], &["0.0.0.0:80"]);
+                machine.peer("server", &["get", "192.0.2.1:7000", "300000"]).ok();
+                machine.host().peer(&["get", "127.0.0.1:8080", "300000"]).ok();
+                machine.remove_all();
+            }
+        }
+    }
+}

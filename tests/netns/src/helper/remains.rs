@@ -7,6 +7,7 @@
 use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,13 +17,20 @@ use super::Outcome;
 /// No chain of user namespaces is longer: user_namespaces(7).
 const NESTING_MAX: usize = 32;
 
+/// How long that may take. What sleeps in the kernel cannot be killed, and must not keep the test from its end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Kills all processes in our user namespace and below it, until there is none but this one.
 pub(super) fn end_all() -> Outcome {
     let own = identity(&fs::File::open("/proc/self/ns/user")?.into())?;
+    let until = Instant::now() + PATIENCE;
     loop {
         let all: Vec<Pid> = others()?.filter(|pid| is_below(*pid, own).unwrap_or(false)).collect();
         if all.is_empty() {
             return Ok(());
+        }
+        if Instant::now() > until {
+            return Err(format!("these do not end: {all:?}").into());
         }
         for pid in all {
             // It may have ended by itself.

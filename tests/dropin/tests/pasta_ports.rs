@@ -41,7 +41,7 @@ fn connected(pasta: Pasta, lab: &Lab, guest: &Namespace, options: &[&str]) {
 /// What it complained about, without what the original says about a host without a system log.
 fn told(done: &Done) -> String {
     let lines = done.err.lines().filter(|line| !line.contains("to syslog"));
-    lines.take(12).collect::<Vec<_>>().join("\n")
+    lines.take(40).collect::<Vec<_>>().join("\n")
 }
 
 /// Whether a connection comes about, and something answers.
@@ -74,7 +74,8 @@ pastas! {
     }
 
     fn a_client_from_elsewhere_keeps_its_address(pasta) needs [] lacks [
-        Of2023: "over IPv6 it resets clients from elsewhere", says "Connection reset by peer"
+        Of2023: "over IPv6 it resets clients from elsewhere", says "Connection reset by peer";
+        Of2025: "an answer from another address of the namespace does not reach the client", says "who udp"
     ] {
         let lab = lab();
         let guest = lab.guest();
@@ -142,7 +143,8 @@ pastas! {
     }
 
     fn a_busy_port_is_named_and_nothing_comes_up(pasta) needs [] lacks [
-        Of2023: "it takes the port in IPv6 instead, and says nothing", says "it must not succeed"
+        Of2023: "it takes the port in IPv6 instead, and says nothing", says "it must not succeed";
+        Of2025: "it takes the port in IPv6 instead, and says nothing", says "it must not succeed"
     ] {
         let lab = lab();
         let guest = lab.guest();

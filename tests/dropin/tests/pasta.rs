@@ -370,6 +370,47 @@ pastas! {
         must_have(&said, &["ip=192.0.2.", "router=192.0.2.254", "dns=192.0.2.77", "search=lab.example", "hostname=box"]);
     }
 
+    fn debug_tells_more_and_trace_not_less(pasta) needs [] lacks [
+        Of2023: "it tells the system log, if there is one", says "nothing more is told"
+    ] {
+        let lab = lab();
+        let lines = |option: &[&str]| {
+            let guest = lab.guest();
+            let pid = guest.pid().to_string();
+            let program = pasta.program(&lab);
+            let words = [&[&*program, "-f", "--config-net"], &NO_PORTS[..], option, &[&*pid]].concat();
+            let running = lab.host().spawn(&words);
+            let is_there = || guest.sh("ip -o address show wan0").out.contains("inet 192.0.2.1/24");
+            assert!(wait_until(10 * SECOND, is_there), "{}", running.err());
+            running.signal(Signal::SIGTERM);
+            running.done_within(5 * SECOND).err.lines().count()
+        };
+        let [plain, debug, trace] = [&[][..], &["--debug"], &["--trace"]].map(lines);
+        assert!(plain < debug && debug <= trace, "nothing more is told: {plain} lines, {debug}, {trace}");
+    }
+
+    fn a_commands_user_namespace_stays_with_netns_only(pasta) needs [] lacks [] {
+        let lab = lab();
+        let program = pasta.program(&lab);
+        let of = |words: &[&str]| {
+            let done = lab.host().admin(words);
+            let found = done.lines().find(|line| line.starts_with("user:")).map(str::to_owned);
+            found.unwrap_or_else(|| panic!("a namespace: {done}"))
+        };
+        let link = ["readlink", "/proc/self/ns/user"];
+        let of_host = of(&link);
+        let call = |option: &[&str]| of(&[&[&*program], option, &["--config-net"], &NO_PORTS, &["--"], &link].concat());
+        assert_eq!(call(&["--netns-only"]), of_host);
+        assert_ne!(call(&[]), of_host);
+    }
+
+    fn freebind_is_taken(pasta) needs ["ip"] lacks [
+        Of2023: "it came later", says "unrecognized option '--freebind'"
+    ] {
+        let lab = lab();
+        connected(pasta, &lab, &lab.guest(), &[&["--config-net", "--freebind"], &NO_PORTS[..]].concat());
+    }
+
     fn services_can_be_switched_off(pasta) needs ["ip", "busybox"] lacks [] {
         let lab = lab();
         let guest = lab.guest();

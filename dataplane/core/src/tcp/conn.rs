@@ -115,10 +115,6 @@ pub(crate) struct Conn {
     pub(crate) sending_leases: u32,
     /// An acknowledgement is owed at the end of the turn, whatever else.
     pub(crate) ack_now: bool,
-    /// Frames with payload since our last acknowledgement, as far as it matters: up to two.
-    pub(crate) frames_owed: u8,
-    /// The acknowledgement that is owed waits in [`DelayedAcks`](super::delayed::DelayedAcks).
-    pub(crate) is_ack_delayed: bool,
     /// ECN (RFC 3168): congestion was seen and is echoed until the guest says CWR.
     pub(crate) echo_congestion: bool,
     /// ECN was negotiated.
@@ -202,8 +198,6 @@ impl Conn {
             frame_bytes: u32::from(MSS_MIN),
             sending_leases: 0,
             ack_now: false,
-            frames_owed: 0,
-            is_ack_delayed: false,
             echo_congestion: false,
             is_ecn: false,
             to_guest: ToGuest::Open,
@@ -296,7 +290,6 @@ impl Conn {
         let field = wanted.div_ceil(unit).min(u32::from(u16::MAX)) as u16;
         self.edge = (self.expected + u32::from(field) * unit).latest(self.edge);
         self.acked = self.expected;
-        self.frames_owed = 0;
         field
     }
 

@@ -161,7 +161,6 @@ impl Tcp {
             conn.expected = conn.expected + accepted.span.len;
             conn.bytes_from_guest += u64::from(accepted.span.len);
             conn.frame_bytes = smoothed(conn.frame_bytes, accepted.span.len);
-            conn.frames_owed = (conn.frames_owed + 1).min(2);
             self.pull_ahead(ctx, flow);
         }
         let conn = self.conn_mut(flow);
@@ -307,9 +306,6 @@ impl Tcp {
             && (opened >= window / 2 || (opened >= mss && left < 2 * mss));
         if !conn.ack_now && conn.acked == conn.expected && !opens {
             return;
-        }
-        if conn.may_acknowledge_later() {
-            return self.acknowledge_later(ctx, flow);
         }
         conn.ack_now = false;
         let echo = if conn.echo_congestion { ECE } else { 0 };

@@ -19,7 +19,6 @@
 //! that can wait until the end of a turn (acknowledgements, sends, peeks) is done once per flow in [`Tcp::flush`].
 
 mod conn;
-mod delayed;
 mod ending;
 mod from_guest;
 mod handshake;
@@ -50,7 +49,6 @@ use crate::time::Instant;
 use crate::wheel::Wheel;
 
 use conn::{Conn, FromGuest, State, ToGuest};
-use delayed::DelayedAcks;
 use kept::KeptSpans;
 use segment::Segment;
 
@@ -70,7 +68,6 @@ pub(crate) struct Tcp {
     hasher: Hasher,
     kept: KeptSpans,
     wheel: Wheel,
-    delayed_acks: DelayedAcks,
     /// Flows to look at when the turn ends; each at most once.
     dirty: Vec<u32>,
     /// Flows whose handshake is not complete.
@@ -90,7 +87,6 @@ impl Tcp {
             hasher: hasher(config.seed),
             kept: KeptSpans::new(config.limits.leases),
             wheel: Wheel::new(config.limits.flows),
-            delayed_acks: DelayedAcks::new(config.limits.flows),
             dirty: Vec::with_capacity(flows),
             half_open: 0,
             now: Instant::ZERO,
@@ -174,7 +170,6 @@ impl Tcp {
         // Flushing marks nothing: the list, with its memory, goes back empty.
         debug_assert!(self.dirty.is_empty(), "flushing a flow does not make it dirty");
         self.dirty = dirty;
-        self.drop_paid_acks();
     }
 
     fn flush_flow(&mut self, ctx: &mut Context<'_>, flow: u32) {
@@ -195,7 +190,7 @@ impl Tcp {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        [self.wheel.next_deadline(), self.delayed_acks.next_deadline()].into_iter().flatten().min()
+        self.wheel.next_deadline()
     }
 
     /// Leases with payload that the host has not taken.

@@ -6,16 +6,12 @@ use std::time::{Duration, Instant};
 
 use usernet_lab::{Lab, skip, wait_until};
 
-use crate::contender::{Contender, Kind};
-use crate::measure::{Collector, Sample};
+use crate::cases::{GROUPS, Group, MTUS, Run};
+use crate::collector::{Collector, Findings};
+use crate::contender::Contender;
 use crate::report::Report;
-use crate::session::Session;
+use crate::session::{Family, IPERF_PORT, SERVER_PORT, Session};
 use crate::{CompareArgs, Effort};
-
-/// The link's sizes: what the Internet has, and the largest that the peers allow.
-const MTUS: [u16; 2] = [1500, 65_520];
-/// Where iperf3 listens.
-const IPERF_PORT: u16 = 5201;
 
 /// Runs it, prints the table, writes the files.
 pub(crate) fn run(args: &CompareArgs) -> Result<(), Box<dyn Error>> {
@@ -36,16 +32,22 @@ pub(crate) fn run(args: &CompareArgs) -> Result<(), Box<dyn Error>> {
     let contenders =
         contenders.into_iter().map(|c| reachable(&lab, c)).collect::<Result<Vec<_>, _>>()?;
     let _iperf = lab.host().spawn(&["iperf3", "-s"]);
-    let _server = lab.host().serve(&["192.0.2.1:7000"]);
+    let addresses: Vec<String> =
+        [Family::V4, Family::V6].iter().map(|family| family.socket(SERVER_PORT)).collect();
+    let served = if skip::has_ipv6() { &addresses[..] } else { &addresses[..1] };
+    let _server = lab.host().serve(&served.iter().map(String::as_str).collect::<Vec<_>>());
     if !wait_until(Duration::from_secs(5), || lab.host().listens_on(IPERF_PORT)) {
         return Err("iperf3 does not listen".into());
     }
-    let mut samples = Vec::new();
+    let mut groups: Vec<&Group> = GROUPS.iter().collect();
+    groups.retain(|group| args.cases.is_empty() || args.cases.contains(&group.name));
+    let mut findings = Findings::default();
     for round in 0..effort.rounds {
         eprintln!("round {} of {}", round + 1, effort.rounds);
-        one_round(&lab, &contenders, round as usize, &effort, &mut samples);
+        Round { lab: &lab, contenders: &contenders, groups: &groups, round, effort: &effort }
+            .run(&mut findings);
     }
-    let report = Report::new(&contenders, samples, effort.rounds, start.elapsed());
+    let report = Report::new(&contenders, findings, effort.rounds, start.elapsed());
     print!("{}", report.table());
     fs::create_dir_all(&args.out)?;
     fs::write(args.out.join("results.json"), report.json()?)?;
@@ -66,39 +68,74 @@ fn reachable(lab: &Lab, mut contender: Contender) -> std::io::Result<Contender> 
     Ok(contender)
 }
 
-fn one_round(
-    lab: &Lab,
-    contenders: &[Contender],
-    round: usize,
-    effort: &Effort,
-    samples: &mut Vec<Sample>,
-) {
-    for mtu in MTUS {
-        for turn in 0..contenders.len() {
-            // Everybody is first once: who follows whom does not decide.
-            let contender = &contenders[(turn + round) % contenders.len()];
-            if contender.kind == Kind::Loopback && mtu != MTUS[0] {
-                continue;
-            }
-            eprintln!("  {} at MTU {mtu}", contender.name);
-            let session = match Session::start(lab, contender, mtu) {
-                Ok(session) => session,
-                Err(why) => {
-                    eprintln!("{why}");
-                    continue;
-                }
-            };
-            let mut collector = Collector { contender: &contender.name, samples };
-            let is_first = mtu == MTUS[0];
-            if is_first {
-                collector.idle(&session);
-                collector.latency(&session, effort);
-                collector.connections(&session, effort);
-            }
-            collector.bulk(&session, mtu, effort);
-            if is_first {
-                collector.after(&session);
+/// All contenders once.
+struct Round<'a> {
+    lab: &'a Lab,
+    contenders: &'a [Contender],
+    groups: &'a [&'a Group],
+    round: u32,
+    effort: &'a Effort,
+}
+
+impl Round<'_> {
+    fn run(&self, findings: &mut Findings) {
+        for mtu in MTUS {
+            for contender in self.turns() {
+                self.session(contender, mtu, findings);
             }
         }
+        for contender in self.turns() {
+            for group in self.groups {
+                if let Run::Alone(run) = group.run {
+                    eprintln!("  {}: {}", contender.name, group.name);
+                    let mut collector = self.collector(contender, group.name, findings);
+                    run(self.lab, contender, self.effort, &mut collector);
+                }
+            }
+        }
+    }
+
+    /// Everybody is first once: who follows whom does not decide.
+    fn turns(&self) -> impl Iterator<Item = &Contender> {
+        let n = self.contenders.len();
+        (0..n).map(move |turn| &self.contenders[(turn + self.round as usize) % n])
+    }
+
+    /// All groups that want a session of this contender at this MTU.
+    fn session(&self, contender: &Contender, mtu: u16, findings: &mut Findings) {
+        let wanted = self.groups.iter().filter_map(|group| match group.run {
+            Run::InSession(wants, run) => {
+                wants(contender, mtu, self.effort).then_some((group.name, run))
+            }
+            Run::Alone(_) => None,
+        });
+        let wanted: Vec<_> = wanted.collect();
+        if wanted.is_empty() {
+            return;
+        }
+        eprintln!("  {} at MTU {mtu}", contender.name);
+        match Session::start(self.lab, contender, mtu) {
+            Ok(session) => {
+                for (group, run) in wanted {
+                    let mut collector = self.collector(contender, group, findings);
+                    run(&session, self.effort, &mut collector);
+                }
+            }
+            Err(why) => {
+                for (group, _) in wanted {
+                    let mut collector = self.collector(contender, group, findings);
+                    collector.fail(format!("all at MTU {mtu}"), &why);
+                }
+            }
+        }
+    }
+
+    fn collector<'a>(
+        &self,
+        contender: &'a Contender,
+        group: &'static str,
+        findings: &'a mut Findings,
+    ) -> Collector<'a> {
+        Collector { contender: &contender.name, group, round: self.round, findings }
     }
 }

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use clap::Parser;
 
+mod cases;
+mod collector;
 mod compare;
 mod contender;
-mod measure;
+mod cpu;
 mod report;
 mod session;
 
@@ -22,17 +24,21 @@ enum Command {
     /// Measures usernetd (both backends), slirp4netns and pasta in turn, and prints a table.
     ///
     /// All of it happens in namespaces of its own, as an ordinary user. What is not installed is left out.
+    #[command(after_help = cases::help())]
     Compare(CompareArgs),
 }
 
 #[derive(Debug, clap::Args)]
 struct CompareArgs {
-    /// One round of short measurements, in about a minute: shows that all works, not how fast
+    /// One round of short measurements and fewer of them: shows that all works, not how fast
     #[arg(long)]
     quick: bool,
-    /// Rounds; the table shows medians over them [default: 5]
+    /// Rounds; the table shows medians over them [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
+    /// Only these groups of cases
+    #[arg(long, value_name = "GROUP", value_delimiter = ',', value_parser = cases::parse_name)]
+    cases: Vec<&'static str>,
     /// One more contender: NAME starts with usernetd, slirp4netns or pasta, PATH is the program
     #[arg(long = "peer", value_name = "NAME=PATH", value_parser = Contender::parse)]
     peers: Vec<Contender>,
@@ -47,11 +53,13 @@ struct CompareArgs {
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
 struct Effort {
+    /// Whether a smoke test is enough: a case that takes long is left out or made short.
+    is_quick: bool,
     /// Rounds over all contenders.
     rounds: u32,
     /// Of each bulk transfer.
     bulk: Duration,
-    /// Of each connection storm.
+    /// Of each connection storm, and of whatever else runs for a time.
     storm: Duration,
     /// Questions and answers per latency measurement.
     round_trips: u32,
@@ -60,8 +68,9 @@ struct Effort {
 impl CompareArgs {
     fn effort(&self) -> Effort {
         let (rounds, bulk, storm, round_trips) =
-            if self.quick { (1, 1, 1, 2_000) } else { (5, 3, 3, 20_000) };
+            if self.quick { (1, 1, 1, 2_000) } else { (3, 2, 2, 20_000) };
         Effort {
+            is_quick: self.quick,
             rounds: self.rounds.unwrap_or(rounds),
             bulk: Duration::from_secs(bulk),
             storm: Duration::from_secs(storm),

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::cases::GROUPS;
+use crate::collector::{Findings, Metric, Sample};
 use crate::contender::Contender;
-use crate::measure::{Metric, Sample};
 
 /// What a run found.
 pub(crate) struct Report<'a> {
     contenders: &'a [Contender],
-    samples: Vec<Sample>,
+    findings: Findings,
     /// In the order of their first sample.
     metrics: Vec<Metric>,
     rounds: u32,
@@ -49,23 +50,23 @@ impl Middle {
 impl<'a> Report<'a> {
     pub(crate) fn new(
         contenders: &'a [Contender],
-        samples: Vec<Sample>,
+        findings: Findings,
         rounds: u32,
         took: Duration,
     ) -> Self {
         let mut metrics: Vec<Metric> = Vec::new();
-        for sample in &samples {
+        for sample in &findings.samples {
             if !metrics.contains(&sample.metric) {
                 metrics.push(sample.metric.clone());
             }
         }
-        metrics.sort_by_key(|metric| rank(&metric.name));
-        Self { contenders, samples, metrics, rounds, took }
+        metrics.sort_by_key(rank);
+        Self { contenders, findings, metrics, rounds, took }
     }
 
     fn middle(&self, contender: &str, metric: &Metric) -> Option<Middle> {
         let is_it = |s: &&Sample| s.contender == contender && s.metric == *metric;
-        Middle::of(self.samples.iter().filter(is_it).map(|s| s.value).collect())
+        Middle::of(self.findings.samples.iter().filter(is_it).map(|s| s.value).collect())
     }
 
     /// The best median of those that usernetd is compared with.
@@ -91,7 +92,7 @@ impl<'a> Report<'a> {
         head.extend(own.iter().map(|c| format!("{} : better peer", c.name)));
         let mut rows = vec![head];
         for metric in &self.metrics {
-            let mut row = vec![metric.name.clone(), metric.unit.to_owned()];
+            let mut row = vec![metric.label.clone(), metric.unit.clone()];
             for contender in self.contenders {
                 row.push(self.middle(&contender.name, metric).map(cell).unwrap_or_default());
             }
@@ -148,14 +149,15 @@ impl<'a> Report<'a> {
             .filter_map(|(metric, c)| {
                 let m = self.middle(&c.name, metric)?;
                 Some(json!({
-                    "metric": metric.name, "unit": metric.unit, "contender": c.name,
+                    "metric": metric.id, "unit": metric.unit, "contender": c.name,
                     "median": m.median, "min": m.min, "max": m.max,
                     "ratio_to_better_peer": self.ratio(&c.name, metric),
                 }))
             })
             .collect();
         serde_json::to_string_pretty(&json!({
-            "about": self.about(), "rounds": self.rounds, "medians": medians, "samples": self.samples,
+            "about": self.about(), "rounds": self.rounds, "medians": medians,
+            "samples": self.findings.samples, "failures": self.findings.failures,
         }))
     }
 
@@ -187,10 +189,10 @@ fn cell(middle: Middle) -> String {
     format!("{:.*} ± {:.0} %", digits, middle.median, middle.spread_percent())
 }
 
-/// Throughput first, costs last.
-fn rank(name: &str) -> usize {
-    let order = ["TCP", "round trip", "connections", "time", "memory", "CPU"];
-    order.iter().position(|start| name.starts_with(start)).unwrap_or(order.len())
+/// In the order of the groups, costs of CPU last.
+fn rank(metric: &Metric) -> (bool, usize) {
+    let group = GROUPS.iter().position(|group| group.name == metric.group);
+    (metric.label.starts_with("CPU"), group.unwrap_or(GROUPS.len()))
 }
 
 #[cfg(test)]
@@ -209,8 +211,11 @@ mod tests {
     fn a_ratio_above_one_is_better_whatever_the_metric() {
         let sample = |contender: &str, name: &str, more_is_better, value| Sample {
             contender: contender.to_owned(),
-            metric: Metric { name: name.to_owned(), unit: "", more_is_better },
+            metric: Metric { more_is_better, ..Metric::rate(name, name, "") },
+            round: 0,
             value,
+            also: Default::default(),
+            distribution: Vec::new(),
         };
         let contenders = ["usernetd=/a", "pasta=/b", "slirp4netns=/c"]
             .map(|text| Contender::parse(text).expect("a contender"));
@@ -222,7 +227,8 @@ mod tests {
             sample("pasta", "memory", false, 20.0),
             sample("slirp4netns", "memory", false, 10.0),
         ];
-        let report = Report::new(&contenders, samples, 1, Duration::ZERO);
+        let report =
+            Report::new(&contenders, Findings { samples, failures: Vec::new() }, 1, Duration::ZERO);
         for metric in &report.metrics {
             let expected = if metric.more_is_better { 4.0 } else { 2.0 };
             assert_eq!(report.ratio("usernetd", metric), Some(expected));

@@ -4,20 +4,60 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use usernet_lab::{Lab, Namespace, Running};
+use usernet_lab::{Lab, Namespace, Running, WAN4, WAN6, skip};
 
 use crate::contender::{Contender, Kind};
+use crate::cpu::{Cpu, descendants};
+
+/// Where iperf3 listens on the host, at both addresses.
+pub(crate) const IPERF_PORT: u16 = 5201;
+/// Where the helper's server is on the host, at both addresses.
+pub(crate) const SERVER_PORT: u16 = 7000;
 
 /// How long a contender may take to set up the network.
 const SET_UP_MAX: Duration = Duration::from_secs(10);
 /// How often it is looked whether it has.
 const POLL: Duration = Duration::from_micros(200);
-/// Clock ticks per second in /proc/PID/stat: `USER_HZ`, the same on every architecture of Linux.
-const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// In ids.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "v4",
+            Self::V6 => "v6",
+        }
+    }
+
+    /// The host's address.
+    pub(crate) fn host(self) -> &'static str {
+        match self {
+            Self::V4 => WAN4,
+            Self::V6 => WAN6,
+        }
+    }
+
+    /// The host's address with a port.
+    pub(crate) fn socket(self, port: u16) -> String {
+        match self {
+            Self::V4 => format!("{WAN4}:{port}"),
+            Self::V6 => format!("[{WAN6}]:{port}"),
+        }
+    }
+}
 
 /// One guest with one contender. Ended when dropped.
 pub(crate) struct Session<'a> {
-    lab: &'a Lab,
+    pub(crate) lab: &'a Lab,
+    pub(crate) contender: &'a Contender,
+    /// Of the link.
+    pub(crate) mtu: u16,
     /// None: the client is on the host.
     guest: Option<Namespace>,
     program: Option<Running>,
@@ -27,13 +67,25 @@ pub(crate) struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// Starts the contender for a new guest and waits until the guest has a default route.
-    pub(crate) fn start(lab: &'a Lab, contender: &Contender, mtu: u16) -> Result<Self, String> {
+    pub(crate) fn start(lab: &'a Lab, contender: &'a Contender, mtu: u16) -> Result<Self, String> {
+        Self::start_with(lab, contender, mtu, &[])
+    }
+
+    /// The same with more options for the contender, in its own words.
+    pub(crate) fn start_with(
+        lab: &'a Lab,
+        contender: &'a Contender,
+        mtu: u16,
+        options: &[&str],
+    ) -> Result<Self, String> {
+        let ready_after = Duration::ZERO;
         if contender.kind == Kind::Loopback {
-            return Ok(Self { lab, guest: None, program: None, ready_after: Duration::ZERO });
+            return Ok(Self { lab, contender, mtu, guest: None, program: None, ready_after });
         }
         let guest = lab.guest();
         let args = arguments(lab, contender, &guest, mtu);
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+        args.splice(1..1, options.iter().copied());
         let entered = entering(lab);
         let start = Instant::now();
         let mut program = lab.host().spawn(&args);
@@ -45,7 +97,8 @@ impl<'a> Session<'a> {
             thread::sleep(POLL);
         }
         let ready_after = start.elapsed().saturating_sub(entered);
-        Ok(Self { lab, guest: Some(guest), program: Some(program), ready_after })
+        let (guest, program) = (Some(guest), Some(program));
+        Ok(Self { lab, contender, mtu, guest, program, ready_after })
     }
 
     /// Whether there is a contender at all.
@@ -63,12 +116,25 @@ impl<'a> Session<'a> {
         self.processes().iter().map(|pid| memory_kib(*pid)).sum()
     }
 
-    /// CPU time that the contender and all it started have used, in seconds.
-    pub(crate) fn cpu_seconds(&self) -> f64 {
-        self.processes().iter().map(|pid| cpu_seconds(*pid)).sum()
+    /// CPU time used until now. A measurement is the difference of two.
+    pub(crate) fn cpu(&self) -> Cpu {
+        Cpu::now(&self.processes())
     }
 
-    fn processes(&self) -> Vec<i32> {
+    /// Whether the case can be measured with this version of IP; if not, why.
+    pub(crate) fn has(&self, family: Family) -> Result<(), String> {
+        match (family, self.contender.kind) {
+            (Family::V6, _) if !skip::has_ipv6() => Err("the machine has no IPv6".to_owned()),
+            (Family::V6, Kind::Pasta) => Err("pasta is started with --ipv4-only".to_owned()),
+            (Family::V6, Kind::Slirp4netns) => {
+                Err("slirp4netns is started without --enable-ipv6".to_owned())
+            }
+            (Family::V4 | Family::V6, _) => Ok(()),
+        }
+    }
+
+    /// The contender and all it started.
+    pub(crate) fn processes(&self) -> Vec<i32> {
         self.program.as_ref().map(|program| descendants(program.pid())).unwrap_or_default()
     }
 }
@@ -135,37 +201,6 @@ fn has_default_route(guest: &Namespace) -> bool {
         let mut fields = line.split_whitespace().skip(1);
         fields.next() == Some("00000000") && fields.next() != Some("00000000")
     })
-}
-
-/// A process and all that descend from it.
-fn descendants(root: i32) -> Vec<i32> {
-    let parents: Vec<(i32, i32)> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(|pid| Some((pid, stat_field(pid, 1)? as i32)))
-        .collect();
-    let mut found = vec![root];
-    let mut at = 0;
-    while at < found.len() {
-        let parent = found[at];
-        found.extend(parents.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| *pid));
-        at += 1;
-    }
-    found
-}
-
-/// A number of /proc/PID/stat, counted from the state, which is field 3 of proc(5).
-fn stat_field(pid: i32, index: usize) -> Option<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let after_name = text.rsplit_once(") ")?.1;
-    after_name.split_whitespace().nth(index)?.parse().ok()
-}
-
-fn cpu_seconds(pid: i32) -> f64 {
-    let ticks = |index| stat_field(pid, index).unwrap_or(0.0);
-    (ticks(11) + ticks(12)) / TICKS_PER_SECOND
 }
 
 /// `Pss`, or `VmRSS` where the former may not be read.

@@ -1,0 +1,9 @@
+//! Ports that lead to the guest.
+
+use usernet_lab::Lab;
+
+use crate::Effort;
+use crate::collector::Collector;
+use crate::contender::Contender;
+
+pub(crate) fn run(_: &Lab, _: &Contender, _: &Effort, _: &mut Collector<'_>) {}

@@ -1,0 +1,104 @@
+//! What is measured: groups of cases, each in a file of its own.
+//!
+//! A group's entry point is called once per round, contender and MTU of the link ([`Run::InSession`]), with a guest
+//! whose network is ready; or once per round and contender ([`Run::Alone`]), when it wants other sessions
+//! than that. It gives what it finds to the [`Collector`]; what fails, it tells there too.
+
+use usernet_lab::Lab;
+
+use crate::Effort;
+use crate::collector::Collector;
+use crate::contender::Contender;
+use crate::session::Session;
+
+mod connections;
+mod forward;
+mod http;
+mod latency;
+mod paths;
+mod rest;
+mod small_writes;
+mod stream;
+mod udp;
+
+/// Sizes of the link: what the Internet has, jumbo frames, and the largest that the peers allow.
+pub(crate) const MTUS: [u16; 3] = [1500, 9000, 65_520];
+/// The one for everything that does not depend on it.
+pub(crate) const USUAL_MTU: u16 = MTUS[0];
+
+/// Cases that are selected together.
+pub(crate) struct Group {
+    /// For `--cases`, and in the report.
+    pub(crate) name: &'static str,
+    /// For `--help`.
+    pub(crate) about: &'static str,
+    pub(crate) run: Run,
+}
+
+/// When a group's cases run.
+pub(crate) enum Run {
+    /// In a session of these contenders at these MTUs.
+    InSession(fn(&Contender, u16, &Effort) -> bool, fn(&Session<'_>, &Effort, &mut Collector<'_>)),
+    /// In sessions of its own.
+    Alone(fn(&Lab, &Contender, &Effort, &mut Collector<'_>)),
+}
+
+/// In the order in which they run.
+pub(crate) const GROUPS: [Group; 10] = [
+    Group {
+        name: "rest",
+        about: "time to ready, memory idle and afterwards",
+        run: Run::InSession(usual, rest::idle),
+    },
+    Group {
+        name: "latency",
+        about: "round trips of one byte, TCP and UDP",
+        run: Run::InSession(usual, latency::run),
+    },
+    Group {
+        name: "connections",
+        about: "connect, ask, answer, close: 1 and 16 at a time",
+        run: Run::InSession(usual, connections::run),
+    },
+    Group { name: "http", about: "HTTP requests", run: Run::InSession(usual, http::run) },
+    Group {
+        name: "stream",
+        about: "TCP streams both ways, 1 and 4 at a time",
+        run: Run::InSession(stream::wants, stream::run),
+    },
+    Group {
+        name: "small-writes",
+        about: "TCP streams of small writes",
+        run: Run::InSession(usual, small_writes::run),
+    },
+    Group { name: "udp", about: "UDP", run: Run::InSession(usual, udp::run) },
+    Group {
+        name: "rest",
+        about: "time to ready, memory idle and afterwards",
+        run: Run::InSession(usual, rest::afterwards),
+    },
+    Group { name: "forward", about: "forwarded ports", run: Run::Alone(forward::run) },
+    Group { name: "paths", about: "paths with delay and loss", run: Run::Alone(paths::run) },
+];
+
+/// Once, at the usual MTU.
+fn usual(_: &Contender, mtu: u16, _: &Effort) -> bool {
+    mtu == USUAL_MTU
+}
+
+/// A group's name, from the command line.
+pub(crate) fn parse_name(text: &str) -> Result<&'static str, String> {
+    let known = GROUPS.iter().map(|group| group.name).find(|name| *name == text);
+    known.ok_or_else(|| "there is no such group; see --help".to_owned())
+}
+
+/// The groups, for `--help`.
+pub(crate) fn help() -> String {
+    let mut text = String::from("Groups of cases:\n");
+    for (at, group) in GROUPS.iter().enumerate() {
+        if GROUPS[..at].iter().all(|other| other.name != group.name) {
+            text += &format!("  {:<14}{}\n", group.name, group.about);
+        }
+    }
+    text
+}

@@ -319,6 +319,7 @@ fn prepare(
     let rules = Rules::new(&config, &plan.access, Vec::new(), resolvers.clone());
     let setup = Setup {
         backend: plan.backend,
+        busy_poll: plan.busy_poll,
         config: config.clone(),
         rules,
         link,

@@ -13,7 +13,7 @@ use tracing::Level;
 use usernet_core::config::{Announced, MacAddr, Protocols, Services, Timeouts};
 use usernet_core::rules::{Access, HostLoopback};
 use usernet_driver::namespace::Target;
-use usernet_driver::{BackendChoice, Outbound};
+use usernet_driver::{BUSY_POLL, BackendChoice, Outbound};
 
 use crate::networks::{Cidr4, Cidr6, stable_mac};
 use crate::plan::{
@@ -123,6 +123,11 @@ pub struct Options {
     /// How the kernel is asked; auto: io_uring where it works
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     pub backend: BackendOption,
+
+    /// How many microseconds to stay awake for an answer that is expected soon; 0: always sleep at once, which spares
+    /// CPU time and doubles round trips
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = BUSY_POLL.as_micros() as u16, value_parser = clap::value_parser!(u16).range(..=1000))]
+    pub busy_poll: u16,
 
     /// Do not use the TAP's checksum and segmentation offload
     #[arg(long)]
@@ -246,6 +251,7 @@ impl Options {
                 ..Timeouts::default()
             },
             backend: self.backend.choice(),
+            busy_poll: Duration::from_micros(self.busy_poll.into()),
             api: self.api_socket.map(|path| Api { path, protocol: ApiProtocol::Native }),
             ready_fd: self.ready_fd,
             exit_fd: self.exit_fd,
@@ -568,7 +574,7 @@ mod tests {
             "--netns 42 --userns /u --forward 8080:80 -f 53:53/udp --tap-name t --mtu 9000 \
              --cidr 10.9.0.0/16 --cidr6 fd01::/64 --dns 9.9.9.9 --dns [::1]:5353 \
              --host-loopback 80,8000-8010 --outbound 192.0.2.1 --outbound eth0 --backend epoll \
-             --no-offload --no-configure --mac 02:00:00:00:00:01 --udp-idle 5 --dns-idle 6 --workers 1 \
+             --no-offload --no-configure --mac 02:00:00:00:00:01 --udp-idle 5 --dns-idle 6 --workers 1 --busy-poll 0 \
              --api-socket /a --ready-fd 3 --exit-fd 4 --pid-file /p --pcap /c --log-level debug \
              --log-format json",
         )
@@ -579,6 +585,7 @@ mod tests {
         assert_eq!(options.host_loopback, HostLoopback::Ports(vec![(80, 80), (8000, 8010)]));
         assert_eq!(options.mac, Some(MacAddr([2, 0, 0, 0, 0, 1])));
         assert_eq!(options.udp_idle, Duration::from_secs(5));
+        assert_eq!(options.busy_poll, 0);
         let path = parse("--netns /proc/1/ns/net").unwrap();
         assert_eq!(path.netns, NetnsOption::Path("/proc/1/ns/net".into()));
     }
@@ -604,6 +611,7 @@ mod tests {
             ("--netns 1 --mac 52:55:0a:00:02:02", "gateway"),
             ("--netns 1 --mac 52:55:0a:00:02", "six bytes"),
             ("--netns 1 --udp-idle 0", "seconds"),
+            ("--netns 1 --busy-poll 1001", "1001"),
             ("--netns 1 --workers 4", "planned"),
             ("--netns 1 --workers none", "auto or 1"),
             ("--netns 1 --ready-fd x", "descriptor"),

@@ -10,6 +10,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::unistd::{Gid, Uid};
 use usernet_core::config::{Announced, MacAddr, Net4, Net6, Protocols, Services, Timeouts};
@@ -67,6 +68,8 @@ pub struct Plan {
     pub timeouts: Timeouts,
     /// How the kernel is asked.
     pub backend: BackendChoice,
+    /// How long the data path stays awake for an event that it expects soon.
+    pub busy_poll: Duration,
     /// Where control requests are listened for; none: nowhere.
     pub api: Option<Api>,
     /// Gets a "1" and is closed as soon as the network is there.

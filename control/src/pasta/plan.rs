@@ -6,7 +6,7 @@ use std::path::Path;
 use usernet_core::config::{Announced, DomainName, MacAddr, Protocols, Services, Timeouts};
 use usernet_core::rules::{Access, HostAddress, HostLoopback, LoopbackClients, OwnNetwork};
 use usernet_driver::namespace::{Survey, Target};
-use usernet_driver::{BackendChoice, Outbound};
+use usernet_driver::{BUSY_POLL, BackendChoice, Outbound};
 
 use super::forwarding::Forwarding;
 use super::guest::{self, Guest};
@@ -57,6 +57,7 @@ pub(super) fn plan(options: Options, target: Target) -> Result<Planned, OptionsE
         outbound: outbound(&options),
         timeouts: Timeouts::default(),
         backend: BackendChoice::Auto,
+        busy_poll: BUSY_POLL,
         api: None,
         ready_fd: None,
         exit_fd: None,

@@ -14,7 +14,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 use usernet_core::config::{Announced, MacAddr, Net4, Net6, Protocols, Services, Timeouts};
 use usernet_core::rules::{Access, Closed, DnsService, HostLoopback, LoopbackClients};
 use usernet_driver::namespace::Target;
-use usernet_driver::{BackendChoice, Outbound};
+use usernet_driver::{BUSY_POLL, BackendChoice, Outbound};
 
 use super::api::Guest;
 use crate::getopt::{self, Order};
@@ -254,6 +254,7 @@ impl Line {
             outbound,
             timeouts: Timeouts::default(),
             backend: BackendChoice::Auto,
+            busy_poll: BUSY_POLL,
             api,
             ready_fd,
             exit_fd,

@@ -158,6 +158,9 @@ pub(crate) trait Backend {
         events: &mut Vec<Event>,
     ) -> io::Result<()>;
 
+    /// Whether a [`Backend::wait`] without time may find something. Costs less than that.
+    fn may_have_events(&mut self) -> bool;
+
     /// The next frame of the guest. Errors are those of `read(2)` on the TAP.
     fn next_frame(&mut self, tap: &Tap, arena: &mut Arena) -> io::Result<FromTap>;
 

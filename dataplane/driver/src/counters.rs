@@ -20,6 +20,8 @@ macro_rules! counters {
 counters! {
     /// Turns of the loop.
     Turns = "driver_turns",
+    /// Waits that ended without going to sleep.
+    WaitsAwake = "driver_waits_awake",
     /// Frames with an impossible virtio-net header.
     BadVnetHeaders = "driver_bad_vnet_headers",
     /// Reads of the TAP that failed for another reason than that it is empty.

@@ -2,7 +2,7 @@
 //!
 //! # A turn
 //!
-//! 1. Wait. One clock reading follows, and holds for the whole turn.
+//! 1. Wait, awake for a while where that pays ([`busy`](crate::busy)). One clock reading follows, and holds for the whole turn.
 //! 2. Take the frames that are there, up to [`FRAMES_PER_TURN`]: the TAP's queue is where a guest's packets get lost, so
 //!    it comes before anything else; the bound is for the sockets' sake.
 //! 3. Handle the sockets' events, and what an earlier turn had to leave.
@@ -24,6 +24,7 @@ use usernet_core::{
 
 use crate::arena::Arena;
 use crate::backend::{Backend, Event, FromTap, Token};
+use crate::busy::BusyPoll;
 use crate::caps::Caps;
 use crate::counters::{Counter, Counters};
 use crate::datagram::{Datagrams, ReceiveBatch, SEND_BATCH, SEND_BUFFERS, SendBatch};
@@ -111,6 +112,7 @@ pub(crate) struct Parts {
     pub(crate) caps: Caps,
     pub(crate) outbound: Outbound,
     pub(crate) namespace: Option<Box<dyn NamespaceSockets>>,
+    pub(crate) busy_poll: Duration,
 }
 
 /// See the [module](self).
@@ -130,6 +132,7 @@ pub(crate) struct Engine<B> {
     pub(crate) counters: Counters,
     /// The time of this turn.
     pub(crate) now: Instant,
+    pub(crate) busy: BusyPoll,
     events: Vec<Event>,
     /// Sockets that were left with something to read, to be taken up in the next turn.
     pub(crate) again: Vec<Token>,
@@ -161,7 +164,7 @@ pub(crate) struct Engine<B> {
 
 impl<B: Backend> Engine<B> {
     pub(crate) fn new(parts: Parts, mut backend: B) -> Result<Self, DriverError> {
-        let Parts { shard, arena, tap, caps, outbound, namespace } = parts;
+        let Parts { shard, arena, tap, caps, outbound, namespace, busy_poll } = parts;
         backend
             .watch(tap.fd(), Token::Tap)
             .map_err(DriverError::system("cannot wait for the link"))?;
@@ -184,6 +187,7 @@ impl<B: Backend> Engine<B> {
             caps,
             counters: Counters::default(),
             now: clock(),
+            busy: BusyPoll::new(busy_poll),
             events: Vec::with_capacity(256),
             again: Vec::new(),
             again_now: Vec::new(),
@@ -207,9 +211,7 @@ impl<B: Backend> Engine<B> {
     pub(crate) fn turn(&mut self, others: &mut Vec<Event>) -> Result<Option<Ended>, DriverError> {
         let mut events = std::mem::take(&mut self.events);
         let timeout = self.timeout();
-        self.backend
-            .wait(&self.tap, &mut self.queue.arena, timeout, &mut events)
-            .map_err(DriverError::system("cannot wait"))?;
+        self.wait(timeout, &mut events).map_err(DriverError::system("cannot wait"))?;
         self.now = clock();
         self.counters.count(Counter::Turns);
         if let Some(ended) = self.take_frames() {
@@ -225,6 +227,44 @@ impl<B: Backend> Engine<B> {
         self.flush();
         self.settle();
         Ok(None)
+    }
+
+    /// Waits for events or the end of `timeout`; awake, as long as that pays.
+    fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+        let begin = clock();
+        let awake = self.busy.time().filter(|awake| timeout.is_none_or(|timeout| *awake < timeout));
+        if let Some(awake) = awake
+            && self.look(begin + awake, events)?
+        {
+            self.busy.on_waited(clock().since(begin));
+            self.count(Counter::WaitsAwake);
+            return Ok(());
+        }
+        self.backend.wait(&self.tap, &mut self.queue.arena, timeout, events)?;
+        if timeout != Some(Duration::ZERO) {
+            self.busy.on_waited(clock().since(begin));
+        }
+        Ok(())
+    }
+
+    /// Looks for events until there are some, or the time has come: whether there are.
+    fn look(&mut self, until: Instant, events: &mut Vec<Event>) -> io::Result<bool> {
+        // What is queued for the kernel goes to it first.
+        loop {
+            self.backend.wait(&self.tap, &mut self.queue.arena, Some(Duration::ZERO), events)?;
+            if !events.is_empty() || self.backend.has_frames() {
+                return Ok(true);
+            }
+            while !self.backend.may_have_events() {
+                if clock() >= until {
+                    return Ok(false);
+                }
+                std::hint::spin_loop();
+            }
+            if clock() >= until {
+                return Ok(false);
+            }
+        }
     }
 
     /// Tells the core.
@@ -284,6 +324,7 @@ impl<B: Backend> Engine<B> {
                 self.queue.arena.release(raw.lease);
                 continue;
             };
+            self.busy.on_moved(len);
             // SAFETY: the lease was filled for us and goes to the core; nobody else looks at it.
             let bytes = unsafe { self.queue.arena.show(raw.lease, len) };
             if self.tap.capture(bytes, offload).is_err() {

@@ -92,6 +92,10 @@ impl Backend for Epoll {
         Ok(())
     }
 
+    fn may_have_events(&mut self) -> bool {
+        true
+    }
+
     fn next_frame(&mut self, tap: &Tap, arena: &mut Arena) -> io::Result<FromTap> {
         if !self.tap_is_ready {
             return Ok(FromTap::Empty);

@@ -172,6 +172,7 @@ impl<B: Backend> Engine<B> {
         for index in 0..count {
             let received = self.receive_batch.message(index);
             let lease = received.lease;
+            self.busy.on_moved(received.bytes);
             let (Some(from), false) = (received.from, received.is_truncated) else {
                 self.count(Counter::DatagramsTruncated);
                 self.queue.arena.release(lease);

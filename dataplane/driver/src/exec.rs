@@ -236,6 +236,7 @@ impl<B: Backend> Engine<B> {
         let leases = &leases[..count];
         let result = stream.peek(&self.queue.arena, request, leases, &mut self.waste);
         let got = *result.as_ref().unwrap_or(&0);
+        self.busy.on_moved(got);
         let used = got.div_ceil(request.chunk()).min(count);
         for &lease in leases[used..].iter().rev() {
             self.queue.arena.release(lease);

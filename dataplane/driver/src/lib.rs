@@ -15,6 +15,7 @@ mod arena;
 mod backend;
 mod backlog;
 mod bufring;
+mod busy;
 pub mod caps;
 mod capture;
 mod control;
@@ -45,5 +46,6 @@ pub use caps::Caps;
 pub use mailbox::{Gone, Handle, Install, InstallError, NewListener, Status};
 pub use runtime::{Ended, Runtime};
 pub use setup::{
-    BackendChoice, DriverError, Link, LinkKind, LinkOffload, NamespaceSockets, Outbound, Setup,
+    BUSY_POLL, BackendChoice, DriverError, Link, LinkKind, LinkOffload, NamespaceSockets, Outbound,
+    Setup,
 };

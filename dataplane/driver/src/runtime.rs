@@ -102,7 +102,17 @@ fn ring(choice: BackendChoice) -> Result<Result<Uring, String>, DriverError> {
 
 /// Everything but the backend.
 fn parts(setup: Setup) -> Result<(Parts, Vec<OwnedFd>), DriverError> {
-    let Setup { backend: _, mut config, rules, link, outbound, namespace, pcap, exit_fds } = setup;
+    let Setup {
+        backend: _,
+        mut config,
+        rules,
+        link,
+        outbound,
+        namespace,
+        pcap,
+        exit_fds,
+        busy_poll,
+    } = setup;
     let caps = Caps::probe();
     if !caps.tcp_peek_offset {
         let in_flight = &mut config.limits.in_flight_bytes;
@@ -120,7 +130,7 @@ fn parts(setup: Setup) -> Result<(Parts, Vec<OwnedFd>), DriverError> {
     let tap = Tap::new(link, &config, capture)
         .map_err(DriverError::system("cannot make the TAP nonblocking"))?;
     let shard = Shard::new(config, rules);
-    Ok((Parts { shard, arena, tap, caps, outbound, namespace }, exit_fds))
+    Ok((Parts { shard, arena, tap, caps, outbound, namespace, busy_poll }, exit_fds))
 }
 
 fn watch_others<B: Backend>(

@@ -5,8 +5,12 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use usernet_core::{Config, Rules};
+
+/// Two wake-ups across cores: an answer that takes longer is not worth staying awake for. Twice as long gained nothing.
+pub const BUSY_POLL: Duration = Duration::from_micros(50);
 
 /// Which backend shall drive the shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +42,9 @@ pub struct Setup {
     pub pcap: Option<File>,
     /// The runtime ends when one of these becomes readable or hangs up: a pipe's end, a pidfd.
     pub exit_fds: Vec<OwnedFd>,
+    /// How long a thread that expects an event soon stays awake for it; zero: never. [`BUSY_POLL`] is what
+    /// measures well.
+    pub busy_poll: Duration,
 }
 
 /// The port that carries the guest's frames.

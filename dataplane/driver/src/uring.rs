@@ -181,14 +181,19 @@ impl Uring {
     }
 
     fn on_completion(&mut self, entry: &cqueue::Entry, events: &mut Vec<Event>) {
-        let Some(token) = Token::unpack(entry.user_data()) else { return };
+        let Some(token) = Token::unpack(entry.user_data()) else {
+            self.ending = self.ending.saturating_sub(1);
+            return;
+        };
         let has_ended = !cqueue::more(entry.flags());
         if token == Token::Tap {
             return self.on_tap(entry, has_ended);
         }
         let Ok(mask) = u32::try_from(entry.result()) else {
             // ECANCELED, mostly: the watch was ended. What else a poll may fail with, a direct call will find.
-            if entry.result() != -libc::ECANCELED {
+            if entry.result() == -libc::ECANCELED {
+                self.ending = self.ending.saturating_sub(1);
+            } else {
                 let ready = Ready { read: true, write: true, error: true, hung_up: false };
                 events.push(Event { token, ready, has_ended });
             }
@@ -276,6 +281,10 @@ impl Backend for Uring {
             self.on_completion(&entry, events);
         }
         Ok(())
+    }
+
+    fn may_have_events(&mut self) -> bool {
+        self.ring.submission().taskrun() || !self.ring.completion().is_empty()
     }
 
     fn next_frame(&mut self, tap: &Tap, arena: &mut Arena) -> io::Result<FromTap> {

@@ -18,7 +18,8 @@ use usernet_core::Config;
 use usernet_core::rules::{Access, HostLoopback, Rules};
 use usernet_driver::namespace::take_over;
 use usernet_driver::{
-    BackendChoice, DriverError, Ended, Handle, Link, NamespaceSockets, Outbound, Runtime, Setup,
+    BUSY_POLL, BackendChoice, DriverError, Ended, Handle, Link, NamespaceSockets, Outbound,
+    Runtime, Setup,
 };
 
 /// Every test runs once per backend.
@@ -180,6 +181,7 @@ impl Guest {
                 .then(|| Box::new(Inside(namespace.jobs.clone())) as Box<dyn NamespaceSockets>),
             pcap: None,
             exit_fds: options.exit_fds.iter().map(duplicate).collect(),
+            busy_poll: BUSY_POLL,
         };
         let (runtime, handle) = Runtime::new(setup).expect("a runtime");
         let runtime = Some(thread::spawn(move || runtime.run()));

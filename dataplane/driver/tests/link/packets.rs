@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 use usernet_core::Config;
 use usernet_core::rules::{Access, HostLoopback, Rules};
-use usernet_driver::{Ended, Handle, Link, Outbound, Runtime, Setup};
+use usernet_driver::{BUSY_POLL, Ended, Handle, Link, Outbound, Runtime, Setup};
 
 use crate::guest::{Guest, Options, Pattern};
 
@@ -53,6 +53,7 @@ impl Peer {
             namespace: None,
             pcap: None,
             exit_fds: vec![],
+            busy_poll: BUSY_POLL,
         };
         let (runtime, handle) = Runtime::new(setup).expect("a runtime");
         let runtime = thread::spawn(move || runtime.run().expect("no error"));

@@ -1,10 +1,11 @@
-//! Measurements: `compare` runs real programs through `usernetd` and its peers. The core's own cost per frame is
-//! in `benches/core.rs`.
+//! Measurements: `compare` runs real programs through `usernetd` and its peers, `counts` counts the core's
+//! instructions.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bench::counts::{self, CountsArgs, ReplayArgs};
 use clap::Parser;
 
 mod cases;
@@ -26,6 +27,13 @@ enum Command {
     /// All of it happens in namespaces of its own, as an ordinary user. What is not installed is left out.
     #[command(after_help = cases::help())]
     Compare(CompareArgs),
+    /// Counts the instructions of the core, and fails if they are more than in the reference.
+    ///
+    /// Needs valgrind, but no quiet machine. Logs of inputs are replayed; see bench/src/replay.
+    Counts(CountsArgs),
+    /// Replays one log: what `counts` runs under valgrind.
+    #[command(hide = true)]
+    Replay(ReplayArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -80,9 +88,15 @@ impl CompareArgs {
 }
 
 fn main() -> ExitCode {
-    let Command::Compare(args) = Command::parse();
-    match compare::run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
+    let done = match Command::parse() {
+        Command::Compare(args) => compare::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Counts(args) => counts::run(&args).map_err(Into::into),
+        Command::Replay(args) => {
+            counts::replay(&args).map(|()| ExitCode::SUCCESS).map_err(Into::into)
+        }
+    };
+    match done {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("bench: {error}");
             ExitCode::FAILURE

@@ -15,13 +15,13 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use serde_json::Value;
 use usernet_core::rules::{Access, HostLoopback};
-use usernet_core::{Config, Rules};
+use usernet_core::{Config, Counter, Rules};
 use usernet_driver::namespace::{EndReason, NamespaceEnd};
 use usernet_driver::{Gone, Handle, Install, InstallError};
 
 use crate::api::message::{
     ApiError, Call, ErrorCode, FlowEntry, FlowParams, Flows, Forwarded, Forwards, Network, Status,
-    Usage,
+    Usage, Worker,
 };
 use crate::api::protocol::Outcome;
 use crate::api::server::Server;
@@ -299,9 +299,9 @@ impl Control {
     }
 
     fn status(&self) -> Result<Status, ApiError> {
-        let now = self.handle.status()?;
+        let workers = self.handle.workers()?;
+        let now = usernet_driver::Status::sum(&workers).ok_or(Gone)?;
         let Facts { netns, tap, config, access, warnings, sandbox, ready, .. } = &self.facts;
-        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         Ok(Status {
             usernetd: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -315,15 +315,8 @@ impl Control {
             resolvers: self.resolvers.clone(),
             host_loopback: loopback_name(&access.host_loopback),
             forwards: u32::try_from(self.forwards.entries().len()).unwrap_or(u32::MAX),
-            usage: Usage {
-                tcp_flows: count(now.tcp_flows),
-                spliced_flows: count(now.spliced_flows),
-                udp_flows: count(now.udp_flows),
-                ping_flows: count(now.ping_flows),
-                sockets: count(now.sockets_in_use),
-                leases: now.leases_in_use.into(),
-                leases_max: now.leases_max.into(),
-            },
+            usage: usage(&now),
+            workers: workers.iter().map(worker).collect(),
             warnings: warnings.lines(),
             sandbox: sandbox.clone(),
             counters: now.counters.iter().map(|&(name, n)| (name.to_owned(), n)).collect(),
@@ -337,6 +330,32 @@ impl Control {
             total: u32::try_from(flows.len()).unwrap_or(u32::MAX),
             flows: flows.iter().take(limit).map(FlowEntry::from).collect(),
         })
+    }
+}
+
+fn usage(now: &usernet_driver::Status) -> Usage {
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    Usage {
+        tcp_flows: count(now.tcp_flows),
+        spliced_flows: count(now.spliced_flows),
+        udp_flows: count(now.udp_flows),
+        ping_flows: count(now.ping_flows),
+        sockets: count(now.sockets_in_use),
+        leases: now.leases_in_use.into(),
+        leases_max: now.leases_max.into(),
+    }
+}
+
+fn worker(now: &usernet_driver::Status) -> Worker {
+    let counted = |counter: Counter| {
+        let found = now.counters.iter().find(|(name, _)| *name == counter.name());
+        found.map_or(0, |&(_, count)| count)
+    };
+    Worker {
+        usage: usage(now),
+        frames_from_guest: counted(Counter::FramesFromGuest),
+        frames_to_guest: counted(Counter::FramesToGuest),
+        handed_over: counted(Counter::HandedOver),
     }
 }
 

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! main thread     plan ─ descriptors ─ files ─ attach ─ forwards ─ keeper ─ Runtime::new ─ sandbox ─ run ········ end
+//! further workers                                                                             ├ run ·············
 //! control thread                                                                              └ listeners ─ ready ─ serve
 //! ```
 //!
@@ -20,13 +21,14 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
+use std::iter;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -35,9 +37,9 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use usernet_core::config::Limits;
-use usernet_core::{Config, Rules};
+use usernet_core::{Config, Rules, Share};
 use usernet_driver::namespace::{self, AttachError, Request, Target};
-use usernet_driver::{DriverError, Ended, Handle, InstallError, Runtime, Setup};
+use usernet_driver::{DriverError, Ended, Handle, InstallError, Runtime, Setup, Worker, conclude};
 
 use crate::announcement::Readiness;
 use crate::api::SocketError;
@@ -390,8 +392,8 @@ fn write_pid_file(path: &Path) -> Result<OwnedPath, DaemonError> {
         .map_err(|source| DaemonError::File { path: path.to_owned(), source })
 }
 
-/// Runs the data path on this thread and the control thread beside it, until both have ended. Neither does anything
-/// before both are confined.
+/// Runs the data path on this thread, its further workers and the control thread beside it, until all have ended. None
+/// does anything before all are confined.
 fn serve(
     entered: Entered,
     runtime: Runtime,
@@ -401,7 +403,13 @@ fn serve(
 ) -> Result<Cause, DaemonError> {
     let data_path = Arc::clone(&control.ends.data_path);
     let for_thread = entered.for_thread();
-    let (tell_confined, confined) = mpsc::sync_channel(1);
+    let (tell_confined, confined) = mpsc::channel();
+    let mut workers = runtime.into_workers().into_iter();
+    let worker = workers.next().expect("a runtime has a worker");
+    let further = workers
+        .map(|worker| Beside::start(worker, for_thread, tell_confined.clone()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let threads = further.len() + 1;
     let (tell_report, report) = mpsc::sync_channel(1);
     let beside = move || -> Result<Cause, DaemonError> {
         let handle = control.handle.clone();
@@ -418,21 +426,21 @@ fn serve(
     };
     let thread = thread::Builder::new().name("control".to_owned()).spawn(beside);
     let thread = thread.map_err(DaemonError::system("start the control thread"))?;
-    let closed = match confined.recv() {
-        Ok(done) => done.and_then(|_| entered.close()),
-        Err(_) => return Err(DaemonError::ControlThread),
-    };
+    let closed = all_confined(&confined, threads).and_then(|()| Ok(entered.close()?));
     let ended = match closed {
         Ok(report) => {
             for missing in &report.missing {
                 tracing::info!("not confined whole: {missing}");
             }
+            let further: Vec<_> = further.into_iter().map(Beside::go).collect();
             let _ = tell_report.send(report);
-            runtime.run().map_err(DaemonError::from)
+            let ended = worker.run();
+            let further = further.into_iter().map(JoinHandle::join);
+            conclude(iter::once(Ok(ended)).chain(further)).map_err(DaemonError::from)
         }
         Err(error) => {
             drop(tell_report);
-            Err(error.into())
+            Err(error)
         }
     };
     // EAGAIN: it has been told already.
@@ -445,6 +453,47 @@ fn serve(
         (Ended::NamespaceGone | Ended::PeerClosed | Ended::ExitFd | Ended::Stopped, cause) => {
             Ok(cause)
         }
+    }
+}
+
+/// Waits until so many threads have given up what is their own.
+fn all_confined(
+    confined: &mpsc::Receiver<Result<sandbox::Children, SandboxError>>,
+    threads: usize,
+) -> Result<(), DaemonError> {
+    for _ in 0..threads {
+        confined.recv().map_err(|_| DaemonError::ControlThread)??;
+    }
+    Ok(())
+}
+
+/// A worker on a thread of its own that waits to be let go.
+struct Beside {
+    thread: JoinHandle<Result<Ended, DriverError>>,
+    go: mpsc::SyncSender<()>,
+}
+
+impl Beside {
+    fn start(
+        worker: Worker,
+        for_thread: sandbox::ForThread,
+        tell_confined: mpsc::Sender<Result<sandbox::Children, SandboxError>>,
+    ) -> Result<Self, DaemonError> {
+        let (go, gone) = mpsc::sync_channel(1);
+        let run = move || {
+            let _ = tell_confined.send(for_thread.give_up());
+            // Nobody lets it go: the daemon has failed, and says why.
+            if gone.recv().is_err() { Ok(Ended::Stopped) } else { worker.run() }
+        };
+        let thread = thread::Builder::new().name("worker".to_owned()).spawn(run);
+        let thread = thread.map_err(DaemonError::system("start a worker's thread"))?;
+        Ok(Self { thread, go })
+    }
+
+    fn go(self) -> JoinHandle<Result<Ended, DriverError>> {
+        // It waits for nothing else.
+        let _ = self.go.send(());
+        self.thread
     }
 }
 
@@ -516,6 +565,7 @@ fn config(plan: &Plan) -> Result<Config, DaemonError> {
         limits: Limits::default(),
         timeouts: plan.timeouts,
         seed: u64::from_ne_bytes(seed),
+        share: Share::WHOLE,
     })
 }
 
@@ -534,6 +584,7 @@ fn request(plan: &Plan, namespace: &Namespace, config: &Config) -> Request {
         loopback_up: namespace.loopback_up,
         adopt: namespace.adopt,
         offload: namespace.offload,
+        queues: namespace.workers,
         txqueuelen: TAP_QUEUE_PACKETS,
         confine: sandbox::of_helper(plan.sandbox),
     }

@@ -149,8 +149,8 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub dns_idle: Duration,
 
-    /// How many threads translate
-    #[arg(long, value_name = "auto|1", default_value = "auto", value_parser = workers)]
+    /// How many threads translate, each with a queue of the device: 1 to 16, or half of the processors up to 4
+    #[arg(long, value_name = "auto|COUNT", default_value = "auto", value_parser = workers)]
     pub workers: Workers,
 
     /// Listen for control requests on this unix socket; without it there is none
@@ -211,8 +211,6 @@ impl Options {
     pub fn plan(self) -> Plan {
         let net4 = self.cidr.unwrap_or_default().net();
         let net6 = (!self.no_ipv6).then(|| self.cidr6.unwrap_or_default().net());
-        // One shard whichever it is; see `Workers`.
-        let (Workers::Auto | Workers::One) = self.workers;
         let format = self.log_format.format();
         Plan {
             program: Program::Usernetd,
@@ -226,6 +224,7 @@ impl Options {
                 loopback_up: false,
                 adopt: false,
                 offload: !self.no_offload,
+                workers: self.workers.count(),
             }),
             mtu: self.mtu,
             host_mac: stable_mac(net4.gateway),
@@ -389,13 +388,36 @@ impl BackendOption {
     }
 }
 
-/// `--workers`: how many there are is decided at the start. More than one is planned.
+/// The most workers: each has tables and memory of its own, and a guest rarely more cores than these keep busy.
+pub const WORKERS_MAX: u8 = 16;
+
+/// The most that are started unasked.
+const WORKERS_UNASKED_MAX: u8 = 4;
+
+/// `--workers`: how many there are is decided at the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workers {
-    /// As many as are worth it; today one.
+    /// As many as are worth it on this machine: `docs/decisions/0007-workers.md`.
     Auto,
-    /// One.
-    One,
+    /// So many.
+    Count(u8),
+}
+
+impl Workers {
+    /// How many those are here.
+    pub fn count(self) -> u8 {
+        match self {
+            Self::Auto => {
+                std::thread::available_parallelism().map_or(1, |cpus| for_processors(cpus.get()))
+            }
+            Self::Count(count) => count,
+        }
+    }
+}
+
+/// Half of the processors are the guest's and its peers': they have as much to do with each byte as we have.
+fn for_processors(cpus: usize) -> u8 {
+    u8::try_from(cpus / 2).unwrap_or(u8::MAX).clamp(1, WORKERS_UNASKED_MAX)
 }
 
 /// `--log-level`.
@@ -529,13 +551,10 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 fn workers(text: &str) -> Result<Workers, String> {
-    match text {
-        "auto" => Ok(Workers::Auto),
-        "1" => Ok(Workers::One),
-        _ if text.parse::<u16>().is_ok_and(|n| n > 1) => {
-            Err("several workers are planned; this version has one: write auto or 1".to_owned())
-        }
-        _ => Err("write auto or 1".to_owned()),
+    match text.parse() {
+        _ if text == "auto" => Ok(Workers::Auto),
+        Ok(count @ 1..=WORKERS_MAX) => Ok(Workers::Count(count)),
+        Ok(_) | Err(_) => Err(format!("write auto, or a number from 1 to {WORKERS_MAX}")),
     }
 }
 
@@ -591,6 +610,14 @@ mod tests {
     }
 
     #[test]
+    fn half_of_the_processors_work_for_a_guest_unasked_but_no_more_than_four() {
+        let counts = [1, 2, 3, 4, 7, 8, 9, 64, 1024].map(for_processors);
+        assert_eq!(counts, [1, 1, 1, 2, 3, 4, 4, 4, 4]);
+        assert_eq!(parse("--netns 1 --workers 16").unwrap().workers, Workers::Count(16));
+        assert_eq!(parse("--netns 1").unwrap().workers, Workers::Auto);
+    }
+
+    #[test]
     fn every_wrong_value_is_told_with_its_option() {
         for (line, told) in [
             ("", "--netns"),
@@ -612,8 +639,9 @@ mod tests {
             ("--netns 1 --mac 52:55:0a:00:02", "six bytes"),
             ("--netns 1 --udp-idle 0", "seconds"),
             ("--netns 1 --busy-poll 1001", "1001"),
-            ("--netns 1 --workers 4", "planned"),
-            ("--netns 1 --workers none", "auto or 1"),
+            ("--netns 1 --workers 0", "1 to 16"),
+            ("--netns 1 --workers 17", "1 to 16"),
+            ("--netns 1 --workers none", "auto"),
             ("--netns 1 --ready-fd x", "descriptor"),
             ("--netns 1 --ready-fd 5 --exit-fd 5", "same descriptor"),
             ("--netns 1 --tap-name 0123456789abcdef", "interface name"),

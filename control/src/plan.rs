@@ -130,6 +130,8 @@ pub struct Namespace {
     pub adopt: bool,
     /// Whether the TAP takes over checksums and segmentation.
     pub offload: bool,
+    /// Threads that translate, at least one. Each has a queue of the TAP, which is why no other link has several.
+    pub workers: u8,
 }
 
 /// Who resolves the guest's names.

@@ -307,7 +307,7 @@ fn wrong_usage_is_told_before_anything_is_touched() {
         ("--forward 80:", &["malformed forward \"80:\"", "a port is missing", "character 4"]),
         ("--forward 80:80:80", &["too much"]),
         ("--cidr 10.0.2.9/24", &["the network is 10.0.2.0/24"]),
-        ("--workers 2", &["planned"]),
+        ("--workers 17", &["1 to 16"]),
     ] {
         assert_refused(&mut guest.usernetd(line), 2, words);
     }

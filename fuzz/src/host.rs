@@ -120,7 +120,10 @@ impl Stream {
             | Op::Splice { .. }
             | Op::Close { .. }
             | Op::Open { .. }
-            | Op::SendTo { .. } => panic!("{op:?} is none of a stream's"),
+            | Op::SendTo { .. }
+            | Op::HandOver { .. }
+            | Op::HandOverClient { .. }
+            | Op::TellNeighbor { .. } => panic!("{op:?} is none of a stream's"),
         }
     }
 }

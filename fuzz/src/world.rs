@@ -451,6 +451,9 @@ impl World {
                 self.add(socket, kind);
             }
             Op::SendTo { socket, to, span, more, .. } => self.on_send_to(socket, to, span, more),
+            Op::HandOver { .. } | Op::HandOverClient { .. } | Op::TellNeighbor { .. } => {
+                panic!("{op:?}: there is no other shard")
+            }
         }
     }
 

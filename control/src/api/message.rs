@@ -286,8 +286,11 @@ pub struct Status {
     pub host_loopback: String,
     /// How many forwards there are.
     pub forwards: u32,
-    /// What is in use.
+    /// What is in use, by all workers together.
     pub usage: Usage,
+    /// Each worker's part.
+    #[serde(default)]
+    pub workers: Vec<Worker>,
     /// What did not work out at the start or since, and what it costs; newest last.
     pub warnings: Vec<String>,
     /// What it has given up.
@@ -314,6 +317,19 @@ pub struct Usage {
     pub leases: u64,
     /// Packet buffers there are.
     pub leases_max: u64,
+}
+
+/// One thread that translates, with a part of the flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worker {
+    /// What it uses. Its limits are its part of the whole.
+    pub usage: Usage,
+    /// Frames that it took from the device.
+    pub frames_from_guest: u64,
+    /// Frames that it wrote to it.
+    pub frames_to_guest: u64,
+    /// Frames that it took and another worker had to have.
+    pub handed_over: u64,
 }
 
 /// A family's addresses on the link.

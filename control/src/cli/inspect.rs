@@ -153,6 +153,7 @@ fn status_text(instance: &Instance, status: &Status) -> String {
         ("up for", span(status.uptime_ms)),
         ("namespace", status.netns.clone()),
         ("device", format!("{}, MTU {}, {}", status.tap, status.mtu, status.backend)),
+        ("workers", status.workers.len().max(1).to_string()),
         ("IPv4", network_text(status.ipv4)),
         ("IPv6", network_text(status.ipv6)),
         ("resolvers", listed(status.resolvers.iter().map(ToString::to_string).collect())),

@@ -83,6 +83,7 @@ fn namespace(options: &Options, guest: &Guest, target: Target) -> Namespace {
         configure: options.line.config_net,
         loopback_up: true,
         offload: true,
+        workers: 1,
         // RootlessKit makes the device and gives it its address itself.
         adopt: options.ns_mac.is_none(),
     }

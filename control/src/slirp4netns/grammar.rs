@@ -312,6 +312,7 @@ impl Line {
             loopback_up: false,
             adopt: true,
             offload: true,
+            workers: 1,
         }))
     }
 

@@ -252,6 +252,47 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// The part of one among `shards`. What is one flow's stays whole; so do fragments, which all come to one shard.
+    pub fn shared_by(self, shards: u8) -> Self {
+        let part = |limit: u32| limit.div_ceil(u32::from(shards));
+        Self {
+            flows: part(self.flows),
+            sockets: part(self.sockets),
+            half_open: part(self.half_open),
+            leases: part(self.leases),
+            leases_kept: part(self.leases_kept),
+            kept_bytes: part(self.kept_bytes),
+            pings: part(self.pings),
+            dns_queries: part(self.dns_queries),
+            ..self
+        }
+    }
+}
+
+/// A shard, named by its place among those that share a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u8);
+
+impl ShardId {
+    /// The one that has what cannot be shared out.
+    pub const FIRST: Self = Self(0);
+}
+
+/// Which shard of how many this is. All of a guest's have the same seed, rules and addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// This shard.
+    pub own: ShardId,
+    /// How many there are.
+    pub shards: u8,
+}
+
+impl Share {
+    /// A shard that has the guest to itself.
+    pub const WHOLE: Self = Self { own: ShardId::FIRST, shards: 1 };
+}
+
 /// Timeouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -315,6 +356,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Seed of everything that has to be hard to guess: sequence numbers, hashes, identifiers.
     pub seed: u64,
+    /// Which of the guest's flows are ours.
+    pub share: Share,
 }
 
 impl Config {
@@ -349,7 +392,14 @@ impl Config {
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             seed: 0,
+            share: Share::WHOLE,
         }
+    }
+
+    /// The configuration of one among `shards`, of what is the whole guest's.
+    pub fn shared_by(&self, shards: u8, own: ShardId) -> Self {
+        let limits = self.limits.shared_by(shards);
+        Self { limits, share: Share { own, shards }, ..self.clone() }
     }
 
     /// Whether `ip` is one of the addresses that the guest is configured with.

@@ -1,9 +1,12 @@
 //! What every protocol module works with, lent to it by the shard for one input.
 
-use crate::config::Config;
+use core::net::IpAddr;
+
+use crate::config::{Config, MacAddr};
 use crate::counters::{Counter, Counters};
 use crate::neighbors::Neighbors;
 use crate::op::{LeaseId, Offload, Op, Outbox, Span};
+use crate::ownership::Ownership;
 use crate::packet::error::Bucket;
 use crate::rules::Rules;
 use crate::sockets::Sockets;
@@ -15,6 +18,7 @@ pub(crate) struct Context<'a> {
     pub(crate) now: Instant,
     pub(crate) config: &'a Config,
     pub(crate) rules: &'a Rules,
+    pub(crate) ownership: &'a Ownership,
     pub(crate) counters: &'a mut Counters,
     pub(crate) sockets: &'a mut Sockets,
     pub(crate) neighbors: &'a mut Neighbors,
@@ -30,6 +34,15 @@ impl Context<'_> {
 
     pub(crate) fn count(&mut self, counter: Counter) {
         self.counters.count(counter);
+    }
+
+    /// `mac` has shown itself as `ip`: what is news, the other shards are told. They may write to it, too.
+    pub(crate) fn learn(&mut self, ip: IpAddr, mac: MacAddr) {
+        if self.neighbors.learn(ip, mac) {
+            for to in self.ownership.others() {
+                self.out.op(Op::TellNeighbor { to, ip, mac });
+            }
+        }
     }
 
     /// Gives `lease` back, and counts why.

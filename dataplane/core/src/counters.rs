@@ -45,6 +45,10 @@ counters! {
     DropByRule = "drop_by_rule",
     /// Packets whose TTL or hop limit runs out at the gateway.
     DropHopLimit = "drop_hop_limit",
+    /// Frames that came to another shard than their flow's, and were handed over to it.
+    HandedOver = "handed_over",
+    /// Clients of forwards that were handed over to the shard of their flow.
+    ClientsHandedOver = "clients_handed_over",
     /// No buffer was free for a frame of our own.
     DropNoBuffer = "drop_no_buffer",
     /// ARP requests for one of our addresses, answered.

@@ -143,6 +143,9 @@ impl Dns {
             | Input::Readable { .. }
             | Input::PeekEmpty { .. }
             | Input::PeekEnd { .. }
+            | Input::HandedOver { .. }
+            | Input::ClientHandedOver { .. }
+            | Input::Neighbor { .. }
             | Input::Tick => {}
         }
     }

@@ -31,6 +31,7 @@ mod dns;
 mod hash;
 mod neighbors;
 mod outward;
+mod ownership;
 mod ping;
 mod reassembly;
 mod services;
@@ -43,13 +44,14 @@ mod testing;
 mod udp;
 mod wheel;
 
-pub use config::Config;
+pub use config::{Config, ShardId, Share};
 pub use counters::{Counter, Counters};
 pub use flows::{FlowInfo, FlowKind};
 pub use op::{
     AcceptedId, ForwardId, HostError, Input, LeaseId, LocalId, Offload, Op, Outbox, PeekedThen,
     SocketId, Span,
 };
+pub use ownership::Ownership;
 pub use rules::Rules;
 pub use shard::{Shard, TableFull, Why};
 pub use time::Instant;

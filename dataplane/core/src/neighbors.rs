@@ -20,18 +20,18 @@ impl Neighbors {
         Self { entries: [None; NEIGHBORS], oldest: 0, last: guest }
     }
 
-    /// `mac` has shown itself as `ip`.
-    pub(crate) fn learn(&mut self, ip: IpAddr, mac: MacAddr) {
+    /// `mac` has shown itself as `ip`. True: that is news.
+    pub(crate) fn learn(&mut self, ip: IpAddr, mac: MacAddr) -> bool {
         if mac.is_multicast() || ip.is_unspecified() || ip.is_multicast() {
-            return;
+            return false;
         }
         self.last = mac;
         if let Some(entry) = self.entries.iter_mut().flatten().find(|e| e.0 == ip) {
-            entry.1 = mac;
-            return;
+            return core::mem::replace(&mut entry.1, mac) != mac;
         }
         self.entries[self.oldest] = Some((ip, mac));
         self.oldest = (self.oldest + 1) % NEIGHBORS;
+        true
     }
 
     /// Where frames for `ip` go.

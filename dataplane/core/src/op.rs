@@ -20,10 +20,12 @@
 //!
 //! A lease is a buffer of the driver. [`Input::Frame`], [`Input::Peeked`] and [`Input::Datagram`] hand one
 //! over to the core, [`Outbox::reserve`] too. Each lease is given back exactly once, by
-//! [`Op::WriteFrame`], [`Op::SendTo`] or [`Op::Release`]. An [`Op::Send`] only borrows: the core
+//! [`Op::WriteFrame`], [`Op::SendTo`], [`Op::HandOver`] or [`Op::Release`]. An [`Op::Send`] only borrows: the core
 //! releases the lease when [`Input::Sent`] has covered it.
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
+
+use crate::config::{MacAddr, ShardId};
 
 /// Bytes free in front of the payload in [`Input::Peeked`] and [`Input::Datagram`]: room for Ethernet, IPv6
 /// and the longest TCP header (14 + 40 + 60), rounded up.
@@ -283,6 +285,37 @@ pub enum Op {
         /// The next op continues this datagram.
         more: bool,
     },
+    /// Gives a frame of the guest to the shard that it belongs to, as [`Input::HandedOver`]. Ops with `more` set and the
+    /// one that follows them are one frame. The leases return to the driver. May be lost, as a frame may.
+    HandOver {
+        /// The shard.
+        to: ShardId,
+        /// The frame, or a part of it.
+        span: Span,
+        /// What is known of it.
+        offload: Offload,
+        /// The next op continues this frame.
+        more: bool,
+    },
+    /// Gives an accepted connection to the shard that it belongs to, as [`Input::ClientHandedOver`]. If that has no room it
+    /// is closed with RST.
+    HandOverClient {
+        /// The shard.
+        to: ShardId,
+        /// The connection.
+        accepted: AcceptedId,
+        /// The forward that it came by.
+        forward: ForwardId,
+    },
+    /// Tells another shard which station has an address, as [`Input::Neighbor`]. May be lost.
+    TellNeighbor {
+        /// The shard.
+        to: ShardId,
+        /// The address.
+        ip: IpAddr,
+        /// The station.
+        mac: MacAddr,
+    },
 }
 
 /// What went wrong outside, as far as the guest can be told.
@@ -443,7 +476,7 @@ pub enum Input<'a> {
         /// The reason.
         error: HostError,
         /// Who says so: a router, the peer, or none (the local host).
-        offender: Option<core::net::IpAddr>,
+        offender: Option<IpAddr>,
         /// The first bytes of the datagram's payload (ping: of the ICMP message), as far as they are known.
         payload: &'a [u8],
     },
@@ -454,6 +487,33 @@ pub enum Input<'a> {
         socket: SocketId,
         /// The reason.
         error: HostError,
+    },
+    /// A frame that came to another shard and belongs to this one. The lease is the core's.
+    HandedOver {
+        /// The buffer.
+        lease: LeaseId,
+        /// The frame, as in [`Input::Frame`].
+        bytes: &'a mut [u8],
+        /// What is known of it.
+        offload: Offload,
+    },
+    /// A client of a forward whose listener is another shard's.
+    ClientHandedOver {
+        /// Its name until it is adopted, spliced or refused.
+        accepted: AcceptedId,
+        /// The forward.
+        forward: ForwardId,
+        /// The client.
+        peer: SocketAddr,
+        /// The address it connected to.
+        local: SocketAddr,
+    },
+    /// Another shard has heard which station has an address.
+    Neighbor {
+        /// The address.
+        ip: IpAddr,
+        /// The station.
+        mac: MacAddr,
     },
     /// A deadline has come, or time has passed.
     Tick,

@@ -131,6 +131,9 @@ impl Outward {
             | Input::PeekEnd { .. }
             | Input::Opened { .. }
             | Input::Failed { .. }
+            | Input::HandedOver { .. }
+            | Input::ClientHandedOver { .. }
+            | Input::Neighbor { .. }
             | Input::Tick => unexpected(ctx, &input),
         }
     }
@@ -157,6 +160,9 @@ impl Outward {
             | Input::Peeked { .. }
             | Input::PeekEmpty { .. }
             | Input::PeekEnd { .. }
+            | Input::HandedOver { .. }
+            | Input::ClientHandedOver { .. }
+            | Input::Neighbor { .. }
             | Input::Tick => unexpected(ctx, &input),
         }
     }

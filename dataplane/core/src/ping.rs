@@ -270,6 +270,9 @@ impl Ping {
             | Input::Peeked { .. }
             | Input::PeekEmpty { .. }
             | Input::PeekEnd { .. }
+            | Input::HandedOver { .. }
+            | Input::ClientHandedOver { .. }
+            | Input::Neighbor { .. }
             | Input::Tick => unreachable!("not an input of a ping socket"),
         }
     }

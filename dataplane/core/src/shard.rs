@@ -13,6 +13,7 @@ use crate::op::{
     Checksum, CloseHow, ForwardId, Gso, Input, LeaseId, Offload, Op, Outbox, SocketId, Span,
 };
 use crate::outward::Outward;
+use crate::ownership::Ownership;
 use crate::packet::error::Bucket;
 use crate::packet::{self, EtherType, Packet, checksum, protocol};
 use crate::ping::Ping;
@@ -23,6 +24,8 @@ use crate::sockets::{Owner, Sockets};
 use crate::tcp::Tcp;
 use crate::time::Instant;
 use crate::udp::{GuestDatagram, Udp};
+
+mod handover;
 
 /// Why a shard wants to be called back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +63,7 @@ pub(crate) struct Listener {
 pub struct Shard {
     config: Config,
     rules: Arc<Rules>,
+    ownership: Ownership,
     counters: Counters,
     sockets: Sockets,
     neighbors: Neighbors,
@@ -83,6 +87,7 @@ macro_rules! context {
             now: $now,
             config: &$shard.config,
             rules: &$shard.rules,
+            ownership: &$shard.ownership,
             counters: &mut $shard.counters,
             sockets: &mut $shard.sockets,
             neighbors: &mut $shard.neighbors,
@@ -109,6 +114,7 @@ impl Shard {
             advertiser: services::ndp::Advertiser::default(),
             leases: services::dhcp4::Leases::new(&config),
             counters: Counters::default(),
+            ownership: Ownership::new(&config),
             rules,
             config,
         }
@@ -122,6 +128,15 @@ impl Shard {
                 self.on_frame(now, lease, bytes, offload, out);
             }
             Input::Tick => self.on_tick(now, out),
+            Input::HandedOver { lease, bytes, offload } => {
+                self.on_handed_over(now, lease, bytes, offload, out);
+            }
+            Input::ClientHandedOver { accepted, forward, peer, local } => {
+                let mut ctx = context!(self, now, out);
+                self.tcp.on_client(&mut ctx, forward, accepted, peer, local);
+            }
+            // Told by a shard that has learnt it, who tells all others, too.
+            Input::Neighbor { ip, mac } => drop(self.neighbors.learn(ip, mac)),
             Input::Connected { socket }
             | Input::Spliced { socket }
             | Input::SpliceEnded { socket, .. }
@@ -309,6 +324,9 @@ impl Shard {
             | Input::Opened { .. }
             | Input::DatagramError { .. }
             | Input::Failed { .. }
+            | Input::HandedOver { .. }
+            | Input::ClientHandedOver { .. }
+            | Input::Neighbor { .. }
             | Input::Tick => {}
         }
     }
@@ -328,10 +346,38 @@ impl Shard {
             Err(packet::Malformed) => ctx.drop_frame(lease, Counter::DropMalformed),
             Ok(EtherType::Other) => ctx.drop_frame(lease, Counter::DropProtocol),
             Ok(EtherType::Arp { .. }) => services::arp::on_frame(&mut ctx, lease, bytes),
+            Ok(EtherType::Ip(packet)) => {
+                if let Err(why) = is_acceptable(&ctx, &packet, bytes, offload) {
+                    return ctx.drop_frame(lease, why);
+                }
+                if ctx.ownership.is_shared()
+                    && let Some(to) = handover::other_owner(&ctx, &packet, bytes)
+                {
+                    return handover::hand_over(&mut ctx, to, lease, bytes.len(), offload);
+                }
+                self.on_packet(now, &packet, lease, bytes, offload, out);
+            }
+        }
+    }
+
+    /// A frame that another shard has looked at and found to be ours.
+    fn on_handed_over(
+        &mut self,
+        now: Instant,
+        lease: LeaseId,
+        bytes: &mut [u8],
+        offload: Offload,
+        out: &mut dyn Outbox,
+    ) {
+        let mut ctx = context!(self, now, out);
+        match packet::parse(bytes) {
             Ok(EtherType::Ip(packet)) => match is_acceptable(&ctx, &packet, bytes, offload) {
                 Ok(()) => self.on_packet(now, &packet, lease, bytes, offload, out),
                 Err(why) => ctx.drop_frame(lease, why),
             },
+            Ok(EtherType::Arp { .. } | EtherType::Other) | Err(packet::Malformed) => {
+                ctx.drop_frame(lease, Counter::DropMalformed);
+            }
         }
     }
 
@@ -345,7 +391,7 @@ impl Shard {
         out: &mut dyn Outbox,
     ) {
         let mut ctx = context!(self, now, out);
-        ctx.neighbors.learn(packet.source, packet.source_mac);
+        ctx.learn(packet.source, packet.source_mac);
         if packet.hop_limit <= 1
             && !packet.destination.is_multicast()
             && !ctx.rules.view.is_own(packet.destination)
@@ -365,6 +411,9 @@ impl Shard {
             let Some(whole) = self.reassembly.on_fragment(&mut ctx, packet, lease, bytes) else {
                 return;
             };
+            if let Some(to) = handover::other_owner_of_whole(&self.ownership, &whole) {
+                return handover::hand_over_whole(&mut ctx, to, &whole);
+            }
             return match whole.protocol {
                 protocol::UDP => self.udp.on_reassembled(&mut ctx, &whole),
                 protocol::ICMP | protocol::ICMPV6 => self.ping.on_reassembled(&mut ctx, &whole),
@@ -494,10 +543,10 @@ fn on_udp(
         },
     };
     let payload = &bytes[start as usize..start as usize + len - 8];
-    if services::dhcp4::is_request(ctx.config, &datagram) {
+    if services::dhcp4::is_request(ctx.config, datagram.to) {
         return services::dhcp4::on_request(leases, ctx, &datagram, payload);
     }
-    if services::dhcp6::is_request(ctx.config, &datagram) {
+    if services::dhcp6::is_request(ctx.config, datagram.to) {
         return services::dhcp6::on_request(ctx, &datagram, payload);
     }
     if !ctx.config.protocols.udp {

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, ShardId};
 use crate::op::{
     AcceptedId, HEADROOM, Input, LeaseId, LocalId, Offload, Op, Outbox, PeekedThen,
     RESERVE_BYTES_MAX, SocketId, Span,
@@ -71,6 +71,8 @@ pub(crate) struct World {
     /// Payloads of `SendTo`, gathered: destination, bytes, the last op.
     pub(crate) sent_to: VecDeque<(SocketAddr, Vec<u8>, Op)>,
     gathered: Vec<u8>,
+    /// Frames for other shards.
+    pub(crate) handed_over: VecDeque<(ShardId, Vec<u8>, Offload)>,
     /// What datagrams from the host side are sent to.
     pub(crate) local: LocalId,
 }
@@ -96,6 +98,7 @@ impl World {
             written: VecDeque::new(),
             sent_to: VecDeque::new(),
             gathered: Vec::new(),
+            handed_over: VecDeque::new(),
             local: LocalId::ANY,
         }
     }
@@ -109,6 +112,15 @@ impl World {
     pub(crate) fn frame(&mut self, frame: &[u8], offload: Offload) -> Vec<Op> {
         let (lease, mut bytes) = self.lease(frame, 0);
         let input = Input::Frame { lease, bytes: &mut bytes, offload };
+        self.shard.handle(self.now, input, &mut self.recorder);
+        self.leased.insert(lease, bytes);
+        self.settle()
+    }
+
+    /// A frame that another shard has handed over.
+    pub(crate) fn handed(&mut self, frame: &[u8], offload: Offload) -> Vec<Op> {
+        let (lease, mut bytes) = self.lease(frame, 0);
+        let input = Input::HandedOver { lease, bytes: &mut bytes, offload };
         self.shard.handle(self.now, input, &mut self.recorder);
         self.leased.insert(lease, bytes);
         self.settle()
@@ -242,7 +254,18 @@ impl World {
                         self.sent_to.push_back((to, bytes, op));
                     }
                 }
-                Op::Connect { .. }
+                Op::HandOver { to, span, offload, more } => {
+                    let bytes = self.take(span.lease);
+                    let range = span.start as usize..(span.start + span.len) as usize;
+                    self.gathered.extend_from_slice(&bytes[range]);
+                    if !more {
+                        let bytes = core::mem::take(&mut self.gathered);
+                        self.handed_over.push_back((to, bytes, offload));
+                    }
+                }
+                Op::HandOverClient { .. }
+                | Op::TellNeighbor { .. }
+                | Op::Connect { .. }
                 | Op::Adopt { .. }
                 | Op::Refuse { .. }
                 | Op::Splice { .. }

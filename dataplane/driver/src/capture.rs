@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use usernet_core::Offload;
@@ -18,8 +19,11 @@ const ETHERNET: u32 = 1;
 /// Seconds, nanoseconds, bytes kept, bytes there were.
 const RECORD_BYTES: usize = 16;
 
-/// An open capture file.
-pub(crate) struct Capture {
+/// An open capture file. Workers write to the same one, a record at a time.
+#[derive(Clone)]
+pub(crate) struct Capture(Arc<Mutex<Open>>);
+
+struct Open {
     file: File,
     /// One record.
     record: Vec<u8>,
@@ -37,20 +41,25 @@ impl Capture {
             header.extend(word.to_ne_bytes());
         }
         file.write_all(&header)?;
-        Ok(Self { file, record: Vec::with_capacity(RECORD_BYTES + FRAME_BYTES_MAX) })
+        let record = Vec::with_capacity(RECORD_BYTES + FRAME_BYTES_MAX);
+        Ok(Self(Arc::new(Mutex::new(Open { file, record }))))
     }
 
     /// Writes a frame.
-    pub(crate) fn write(&mut self, frame: &[u8], offload: Offload) -> io::Result<()> {
+    pub(crate) fn write(&self, frame: &[u8], offload: Offload) -> io::Result<()> {
+        // A worker that panicked has left a record behind, or none: the next one starts anew.
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Open { file, record } = &mut *open;
+        // Read under the lock, so that the records' times go one way.
         let now: Duration = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.record.clear();
+        record.clear();
         let len = frame.len() as u32;
         for word in [now.as_secs() as u32, now.subsec_nanos(), len, len] {
-            self.record.extend(word.to_ne_bytes());
+            record.extend(word.to_ne_bytes());
         }
-        self.record.extend_from_slice(frame);
-        complete_checksum(&mut self.record[RECORD_BYTES..], &offload);
-        self.file.write_all(&self.record)
+        record.extend_from_slice(frame);
+        complete_checksum(&mut record[RECORD_BYTES..], &offload);
+        file.write_all(record)
     }
 }
 
@@ -65,7 +74,7 @@ mod tests {
     #[test]
     fn a_capture_file_holds_frames_with_complete_checksums() {
         let path = std::env::temp_dir().join(format!("capture-{}.pcap", std::process::id()));
-        let mut capture = Capture::new(File::create(&path).expect("a file")).expect("room");
+        let capture = Capture::new(File::create(&path).expect("a file")).expect("room");
         let mut frame = [0; 60];
         frame[14] = 0x45;
         frame[50..52].copy_from_slice(&[0xff, 0x00]);

@@ -18,6 +18,8 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Frames, clients and news for another shard that had no room for them.
+    HandOversLost = "driver_hand_overs_lost",
     /// Turns of the loop.
     Turns = "driver_turns",
     /// Waits that ended without going to sleep.

@@ -4,7 +4,8 @@
 //!
 //! 1. Wait, awake for a while where that pays ([`busy`](crate::busy)). One clock reading follows, and holds for the whole turn.
 //! 2. Take the frames that are there, up to [`FRAMES_PER_TURN`]: the TAP's queue is where a guest's packets get lost, so
-//!    it comes before anything else; the bound is for the sockets' sake.
+//!    it comes before anything else; the bound is for the sockets' sake. What [other shards](crate::handover) have handed
+//!    over comes next.
 //! 3. Handle the sockets' events, and what an earlier turn had to leave.
 //! 4. Tick, if a deadline has come.
 //! 5. Settle what was consumed.
@@ -14,6 +15,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,9 +32,10 @@ use crate::counters::{Counter, Counters};
 use crate::datagram::{Datagrams, ReceiveBatch, SEND_BATCH, SEND_BUFFERS, SendBatch};
 use crate::errqueue::ErrorQueue;
 use crate::exec::Outgoing;
+use crate::handover::Post;
 use crate::listen::{Accepted, Listener};
 use crate::locals::Locals;
-use crate::mailbox::{Install, InstallError, NewListener, Status};
+use crate::mailbox::{InstallError, NewListener, Status};
 use crate::runtime::Ended;
 use crate::setup::{DriverError, LinkKind, NamespaceSockets, Outbound};
 use crate::splice::Pipes;
@@ -113,6 +116,7 @@ pub(crate) struct Parts {
     pub(crate) outbound: Outbound,
     pub(crate) namespace: Option<Box<dyn NamespaceSockets>>,
     pub(crate) busy_poll: Duration,
+    pub(crate) post: Option<Post>,
 }
 
 /// See the [module](self).
@@ -160,11 +164,15 @@ pub(crate) struct Engine<B> {
     pub(crate) pipes: Pipes,
     /// The spans of the run being sent.
     pub(crate) run: Vec<Span>,
+    /// The way to the other shards; none: there are none.
+    pub(crate) post: Option<Post>,
+    /// Listeners of forwards that are not in force yet.
+    prepared: Vec<(SocketId, Socket)>,
 }
 
 impl<B: Backend> Engine<B> {
     pub(crate) fn new(parts: Parts, mut backend: B) -> Result<Self, DriverError> {
-        let Parts { shard, arena, tap, caps, outbound, namespace, busy_poll } = parts;
+        let Parts { shard, arena, tap, caps, outbound, namespace, busy_poll, post } = parts;
         backend
             .watch(tap.fd(), Token::Tap)
             .map_err(DriverError::system("cannot wait for the link"))?;
@@ -204,6 +212,8 @@ impl<B: Backend> Engine<B> {
             locals: Locals::default(),
             pipes: Pipes::default(),
             run: Vec::with_capacity(64),
+            post,
+            prepared: Vec::new(),
         })
     }
 
@@ -216,6 +226,10 @@ impl<B: Backend> Engine<B> {
         self.counters.count(Counter::Turns);
         if let Some(ended) = self.take_frames() {
             return Ok(Some(ended));
+        }
+        if let Some(post) = &self.post {
+            post.is_awake();
+            self.take_letters();
         }
         for event in events.drain(..) {
             self.on_event(event, others);
@@ -283,6 +297,12 @@ impl<B: Backend> Engine<B> {
         if has_work && self.queue.arena.has_large() {
             return Some(Duration::ZERO);
         }
+        if let Some(post) = &self.post
+            && !post.goes_to_sleep()
+            && self.queue.arena.has_large()
+        {
+            return Some(Duration::ZERO);
+        }
         let deadline = self.shard.next_deadline().map(|(at, _)| at);
         let next = [deadline, self.trim_at, self.accept_again_at].into_iter().flatten().min()?;
         Some(next.since(clock()))
@@ -336,7 +356,7 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Runs what there is to run, lets the shard add what it has put together, and so on until it has nothing more.
-    fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         self.run_ops();
         loop {
             self.shard.flush(self.now, &mut self.queue);
@@ -444,20 +464,39 @@ impl<B: Backend> Engine<B> {
         Arc::clone(self.shard.rules())
     }
 
-    /// New rules and their listeners, all or nothing.
-    pub(crate) fn install(&mut self, install: Install) -> Result<(), InstallError> {
+    /// Gets listeners ready that new rules need. What fails leaves some of them: [`Engine::forget_prepared`].
+    pub(crate) fn prepare(&mut self, listeners: Vec<NewListener>) -> Result<(), InstallError> {
         self.now = clock();
-        let Install { rules, listeners } = install;
-        let before = Arc::clone(self.shard.rules());
-        let added = listeners.into_iter().try_for_each(|listener| self.add_listener(listener));
-        // Listeners of forwards that are not in the rules are closed: the new ones, if the set is not complete.
-        let rules: Arc<Rules> = if added.is_ok() { rules } else { before };
-        self.shard.install(rules, &mut self.queue);
-        self.flush();
-        added
+        listeners.into_iter().try_for_each(|listener| self.prepare_listener(listener))
     }
 
-    fn add_listener(&mut self, listener: NewListener) -> Result<(), InstallError> {
+    /// New rules. Listeners of forwards that are not in them are closed.
+    pub(crate) fn install(&mut self, rules: Arc<Rules>) {
+        self.now = clock();
+        self.shard.install(rules, &mut self.queue);
+        self.flush();
+    }
+
+    /// All shards have the rules: from here on clients are served.
+    pub(crate) fn serve_prepared(&mut self) {
+        for (id, socket) in self.prepared.drain(..) {
+            self.table.insert(id, socket);
+            // What was told meanwhile was told to nobody.
+            self.again.push(Token::socket(id));
+        }
+    }
+
+    /// The rules stay as they are.
+    pub(crate) fn forget_prepared(&mut self) {
+        for (id, socket) in self.prepared.drain(..) {
+            self.backend.forget(fd(&socket), Token::socket(id));
+        }
+        let rules = self.rules();
+        // Closes listeners of forwards that are not in the rules.
+        self.install(rules);
+    }
+
+    fn prepare_listener(&mut self, listener: NewListener) -> Result<(), InstallError> {
         let NewListener { forward, protocol, socket } = listener;
         let local = crate::address::local_address(std::os::fd::AsFd::as_fd(&socket))?;
         let socket = match protocol {
@@ -465,13 +504,8 @@ impl<B: Backend> Engine<B> {
             Protocol::Udp => Socket::Datagrams(Datagrams::bound(socket)?),
         };
         let id = self.attach(forward, protocol, local)?;
-        let fd = match &socket {
-            Socket::Listener(listener) => listener.fd(),
-            Socket::Datagrams(datagrams) => datagrams.fd(),
-            Socket::Stream(_) | Socket::Pair(_) => unreachable!("made just above"),
-        };
-        let watched = self.backend.watch(fd, Token::socket(id));
-        self.table.insert(id, socket);
+        let watched = self.backend.watch(fd(&socket), Token::socket(id));
+        self.prepared.push((id, socket));
         Ok(watched?)
     }
 
@@ -484,6 +518,15 @@ impl<B: Backend> Engine<B> {
         self.shard
             .attach_listener(forward, protocol, local)
             .map_err(|usernet_core::TableFull| InstallError::TableFull)
+    }
+}
+
+/// What a listener is watched by.
+fn fd(socket: &Socket) -> BorrowedFd<'_> {
+    match socket {
+        Socket::Listener(listener) => listener.fd(),
+        Socket::Datagrams(datagrams) => datagrams.fd(),
+        Socket::Stream(_) | Socket::Pair(_) => unreachable!("a listener is neither"),
     }
 }
 

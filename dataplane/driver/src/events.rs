@@ -222,8 +222,8 @@ impl<B: Backend> Engine<B> {
             let Some(Socket::Listener(listener)) = self.table.get(socket) else { return };
             match listener.accept() {
                 Ok(taken) => {
-                    let accepted = self.accepted.insert(taken.socket);
                     let (peer, local) = (taken.peer, taken.local);
+                    let accepted = self.accepted.insert(taken);
                     self.tell(Input::Accepted { accepted, listener: socket, peer, local });
                 }
                 Err(error) if sys::would_block(&error) => return,
@@ -270,7 +270,7 @@ impl<B: Backend> Engine<B> {
         });
         match ready.map(|pipes| (pipes, self.accepted.take(accepted))) {
             Ok((pipes, Some(client))) => {
-                pair.join(client, pipes);
+                pair.join(client.socket, pipes);
                 self.tell(Input::Spliced { socket });
                 self.pump(socket);
             }

@@ -84,6 +84,11 @@ impl<B: Backend> Engine<B> {
             Op::Close { socket, how } => self.close(socket, how),
             Op::Open { socket, kind, port, loopback } => self.open(socket, kind, port, loopback),
             Op::SendTo { socket, .. } => return self.send_to(socket, ops),
+            Op::HandOver { .. } => return self.hand_over(ops),
+            Op::HandOverClient { to, accepted, forward } => {
+                self.hand_over_client(to, accepted, forward);
+            }
+            Op::TellNeighbor { to, ip, mac } => self.tell_neighbor(to, ip, mac),
         }
         1
     }
@@ -118,8 +123,10 @@ impl<B: Backend> Engine<B> {
     }
 
     fn adopt(&mut self, socket: SocketId, accepted: AcceptedId) {
-        let Some(fd) = self.accepted.take(accepted) else { return self.count(Counter::StaleOps) };
-        let stream = Stream::accepted(fd);
+        let Some(client) = self.accepted.take(accepted) else {
+            return self.count(Counter::StaleOps);
+        };
+        let stream = Stream::accepted(client.socket);
         match self.backend.watch(stream.fd(), Token::socket(socket)) {
             Ok(()) => self.table.insert(socket, Socket::Stream(stream)),
             Err(error) => self.tell(Input::Failed { socket, error: host_error(&error) }),
@@ -127,8 +134,10 @@ impl<B: Backend> Engine<B> {
     }
 
     fn refuse(&mut self, accepted: AcceptedId) {
-        let Some(fd) = self.accepted.take(accepted) else { return self.count(Counter::StaleOps) };
-        let _ = sys::reset_on_close(std::os::fd::AsFd::as_fd(&fd));
+        match self.accepted.take(accepted) {
+            Some(client) => client.refuse(),
+            None => self.count(Counter::StaleOps),
+        }
     }
 
     fn splice(&mut self, socket: SocketId, accepted: AcceptedId, to: SocketAddr, on: Loopback) {

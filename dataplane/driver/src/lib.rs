@@ -1,8 +1,8 @@
 //! Drives the engine of `usernetd` on Linux.
 //!
-//! A [`Runtime`] is one shard's thread: it owns the TAP, all host-side sockets, all packet memory and the clock,
-//! feeds [`usernet_core::Shard`] its inputs and runs the ops that come out. Two backends do the waiting and the
-//! batches, and pass the same tests:
+//! A [`Runtime`] is one or more workers, a thread and a [`usernet_core::Shard`] each. A worker owns a queue of the TAP, its
+//! shard's host-side sockets and packet memory and the clock, feeds the shard its inputs and runs the ops that come out.
+//! Two backends do the waiting and the batches, and pass the same tests:
 //!
 //! - **epoll**, on `mio`: edge triggered, one system call per frame and per socket operation;
 //! - **io_uring**: the TAP is read by one multishot request into buffers that the kernel picks from a ring,
@@ -28,6 +28,7 @@ mod errno;
 mod errqueue;
 mod events;
 mod exec;
+mod handover;
 mod listen;
 mod locals;
 pub mod mailbox;
@@ -44,7 +45,7 @@ mod vnet;
 
 pub use caps::Caps;
 pub use mailbox::{Gone, Handle, Install, InstallError, NewListener, Status};
-pub use runtime::{Ended, Runtime};
+pub use runtime::{Ended, Runtime, Worker, conclude};
 pub use setup::{
     BUSY_POLL, BackendChoice, DriverError, Link, LinkKind, LinkOffload, NamespaceSockets, Outbound,
     Setup,

@@ -19,11 +19,19 @@ pub(crate) struct Listener {
     local: SocketAddr,
 }
 
-/// What [`Listener::accept`] gave.
+/// What [`Listener::accept`] gave: a client.
 pub(crate) struct Taken {
     pub(crate) socket: OwnedFd,
     pub(crate) peer: SocketAddr,
+    /// What it connected to.
     pub(crate) local: SocketAddr,
+}
+
+impl Taken {
+    /// Closes it with RST.
+    pub(crate) fn refuse(self) {
+        let _ = sys::reset_on_close(self.socket.as_fd());
+    }
 }
 
 impl Listener {
@@ -61,30 +69,30 @@ pub(crate) fn is_out_of_room(error: &io::Error) -> bool {
 /// Connections that the core has not adopted or refused yet.
 #[derive(Default)]
 pub(crate) struct Accepted {
-    sockets: Vec<Option<OwnedFd>>,
+    clients: Vec<Option<Taken>>,
     free: Vec<u32>,
 }
 
 impl Accepted {
     /// Names a connection.
-    pub(crate) fn insert(&mut self, socket: OwnedFd) -> AcceptedId {
+    pub(crate) fn insert(&mut self, client: Taken) -> AcceptedId {
         if let Some(index) = self.free.pop() {
-            self.sockets[index as usize] = Some(socket);
+            self.clients[index as usize] = Some(client);
             return AcceptedId(index);
         }
-        self.sockets.push(Some(socket));
-        AcceptedId(self.sockets.len() as u32 - 1)
+        self.clients.push(Some(client));
+        AcceptedId(self.clients.len() as u32 - 1)
     }
 
     /// Takes a connection out.
-    pub(crate) fn take(&mut self, id: AcceptedId) -> Option<OwnedFd> {
-        let socket = self.sockets.get_mut(id.0 as usize)?.take()?;
+    pub(crate) fn take(&mut self, id: AcceptedId) -> Option<Taken> {
+        let client = self.clients.get_mut(id.0 as usize)?.take()?;
         self.free.push(id.0);
-        Some(socket)
+        Some(client)
     }
 
     /// The connection, if it is still there.
     pub(crate) fn get(&self, id: AcceptedId) -> Option<BorrowedFd<'_>> {
-        self.sockets.get(id.0 as usize)?.as_ref().map(OwnedFd::as_fd)
+        self.clients.get(id.0 as usize)?.as_ref().map(|client| client.socket.as_fd())
     }
 }

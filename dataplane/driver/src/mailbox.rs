@@ -1,15 +1,20 @@
-//! The way into a running [`Runtime`](crate::Runtime) from other threads: requests through a bounded channel, an
-//! eventfd that wakes the loop, an answer for each.
+//! The way into a running [`Runtime`](crate::Runtime) from other threads: requests through a bounded channel per worker, an
+//! eventfd that wakes its loop, an answer for each.
+//!
+//! New rules come into force in all workers or in none. First each gets its listeners ready, which may fail; then all get the
+//! rules; then the listeners are served, so that no client meets a worker that does not know its forward yet.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use usernet_core::rules::Protocol;
-use usernet_core::{FlowInfo, ForwardId, Rules};
+use usernet_core::{Config, FlowInfo, ForwardId, Ownership, Rules};
 
+use crate::address;
 use crate::caps::Caps;
 
 /// Requests that may wait at once; further ones block their senders.
@@ -79,76 +84,195 @@ pub struct Status {
     pub sockets_in_use: usize,
 }
 
+impl Status {
+    /// Adds what another worker has.
+    fn add(&mut self, other: &Self) {
+        for (sum, more) in self.counters.iter_mut().zip(&other.counters) {
+            debug_assert_eq!(sum.0, more.0, "all workers count the same");
+            sum.1 += more.1;
+        }
+        self.tcp_flows += other.tcp_flows;
+        self.spliced_flows += other.spliced_flows;
+        self.udp_flows += other.udp_flows;
+        self.ping_flows += other.ping_flows;
+        self.leases_in_use += other.leases_in_use;
+        self.leases_max += other.leases_max;
+        self.sockets_in_use += other.sockets_in_use;
+    }
+
+    /// What all workers together have; none: there are none.
+    pub fn sum(workers: &[Self]) -> Option<Self> {
+        let (first, others) = workers.split_first()?;
+        let mut sum = first.clone();
+        others.iter().for_each(|other| sum.add(other));
+        Some(sum)
+    }
+}
+
 /// What travels through the channel.
 pub(crate) enum Request {
     Status(Sender<Status>),
     Flows(Sender<Vec<FlowInfo>>),
     Rules(Sender<Arc<Rules>>),
-    Install(Install, Sender<Result<(), InstallError>>),
-    Stop,
+    /// Gets listeners ready.
+    Prepare(Vec<NewListener>, Sender<Result<(), InstallError>>),
+    /// New rules.
+    Install(Arc<Rules>, Sender<()>),
+    /// Serves the listeners that are ready.
+    Serve(Sender<()>),
+    /// Closes them.
+    Forget(Sender<()>),
 }
 
-/// Reaches into a running runtime. Every call but [`Handle::stop`] waits for the answer.
+/// The way to one worker.
 #[derive(Clone, Debug)]
-pub struct Handle {
+struct Line {
     requests: Sender<Request>,
     wake: Arc<EventFd>,
 }
 
-impl Handle {
-    /// Counters and gauges.
-    pub fn status(&self) -> Result<Status, Gone> {
-        self.ask(Request::Status)
-    }
-
-    /// The flows, in no order.
-    pub fn flows(&self) -> Result<Vec<FlowInfo>, Gone> {
-        self.ask(Request::Flows)
-    }
-
-    /// The rules in force.
-    pub fn rules(&self) -> Result<Arc<Rules>, Gone> {
-        self.ask(Request::Rules)
-    }
-
-    /// Replaces the rules, all or nothing.
-    pub fn install(&self, install: Install) -> Result<(), InstallError> {
-        self.ask(|reply| Request::Install(install, reply)).unwrap_or(Err(InstallError::Gone))
-    }
-
-    /// Ends the runtime with [`Ended::Stopped`](crate::Ended::Stopped). Does not wait.
-    pub fn stop(&self) {
-        // A runtime that is gone has stopped.
-        let _ = self.post(Request::Stop);
-    }
-
+impl Line {
     fn ask<T>(&self, request: impl FnOnce(Sender<T>) -> Request) -> Result<T, Gone> {
-        let (reply, answer) = bounded(1);
-        self.post(request(reply))?;
-        answer.recv().map_err(|_| Gone)
+        self.post(request)?.recv().map_err(|_| Gone)
     }
 
-    fn post(&self, request: Request) -> Result<(), Gone> {
+    /// Asks, and does not wait for the answer.
+    fn post<T>(&self, request: impl FnOnce(Sender<T>) -> Request) -> Result<Receiver<T>, Gone> {
+        let (reply, answer) = bounded(1);
+        self.send(request(reply))?;
+        Ok(answer)
+    }
+
+    fn send(&self, request: Request) -> Result<(), Gone> {
         self.requests.send(request).map_err(|_| Gone)?;
         self.wake.write(1).map_err(|_| Gone)?;
         Ok(())
     }
 }
 
-/// The runtime's end of the channel.
+/// Reaches into a running runtime, whatever number of workers it has. Every call but [`Handle::stop`] waits for the answer.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Lines>);
+
+#[derive(Debug)]
+struct Lines {
+    workers: Vec<Line>,
+    /// Which listener is whose.
+    ownership: Ownership,
+    config: Config,
+    /// Held while rules are replaced: one set at a time.
+    installing: Mutex<()>,
+    /// No request, so that it never waits for room.
+    is_stopping: Arc<AtomicBool>,
+}
+
+impl Handle {
+    /// Counters and gauges, of all workers together.
+    pub fn status(&self) -> Result<Status, Gone> {
+        Status::sum(&self.workers()?).ok_or(Gone)
+    }
+
+    /// Counters and gauges of each worker.
+    pub fn workers(&self) -> Result<Vec<Status>, Gone> {
+        self.ask_all(Request::Status)
+    }
+
+    /// The flows, in no order.
+    pub fn flows(&self) -> Result<Vec<FlowInfo>, Gone> {
+        Ok(self.ask_all(Request::Flows)?.into_iter().flatten().collect())
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> Result<Arc<Rules>, Gone> {
+        self.0.workers.first().ok_or(Gone)?.ask(Request::Rules)
+    }
+
+    /// Replaces the rules, all or nothing.
+    pub fn install(&self, install: Install) -> Result<(), InstallError> {
+        let Install { rules, listeners } = install;
+        let _one_at_a_time = self.0.installing.lock().unwrap_or_else(PoisonError::into_inner);
+        let shares = self.shared_out(&rules, listeners)?;
+        let workers = &self.0.workers;
+        let prepared = workers.iter().zip(shares).try_for_each(|(worker, share)| {
+            worker.ask(|reply| Request::Prepare(share, reply)).unwrap_or(Err(InstallError::Gone))
+        });
+        if let Err(error) = prepared {
+            // A worker that is gone has nothing to forget.
+            let _ = self.ask_all(Request::Forget);
+            return Err(error);
+        }
+        let told = self.ask_all(|reply| Request::Install(Arc::clone(&rules), reply));
+        told.and_then(|_| self.ask_all(Request::Serve)).map_err(|Gone| InstallError::Gone)?;
+        Ok(())
+    }
+
+    /// Ends the runtime with [`Ended::Stopped`](crate::Ended::Stopped). Does not wait.
+    pub fn stop(&self) {
+        self.0.is_stopping.store(true, Ordering::Release);
+        for worker in &self.0.workers {
+            // EAGAIN: it has been woken more often than it can count.
+            let _ = worker.wake.write(1);
+        }
+    }
+
+    /// The listeners of each worker.
+    fn shared_out(
+        &self,
+        rules: &Rules,
+        listeners: Vec<NewListener>,
+    ) -> Result<Vec<Vec<NewListener>>, InstallError> {
+        let Lines { workers, ownership, config, .. } = &*self.0;
+        let mut shares: Vec<Vec<NewListener>> = workers.iter().map(|_| Vec::new()).collect();
+        for listener in listeners {
+            let local = address::local_address(listener.socket.as_fd())?;
+            let owner = ownership.of_listener(config, rules, listener.forward, local);
+            shares[usize::from(owner.0)].push(listener);
+        }
+        Ok(shares)
+    }
+
+    /// Asks all, and waits until all have answered.
+    fn ask_all<T>(&self, request: impl Fn(Sender<T>) -> Request) -> Result<Vec<T>, Gone> {
+        let asked: Result<Vec<_>, Gone> =
+            self.0.workers.iter().map(|worker| worker.post(&request)).collect();
+        asked?.into_iter().map(|answer| answer.recv().map_err(|_| Gone)).collect()
+    }
+}
+
+/// A worker's end of its channel.
 pub(crate) struct Mailbox {
     requests: Receiver<Request>,
     wake: Arc<EventFd>,
+    is_stopping: Arc<AtomicBool>,
 }
 
 impl Mailbox {
-    /// Both ends.
-    pub(crate) fn new() -> io::Result<(Self, Handle)> {
-        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        let wake = Arc::new(wake);
-        let (sender, requests) = bounded(REQUESTS_MAX);
-        let handle = Handle { requests: sender, wake: Arc::clone(&wake) };
-        Ok((Self { requests, wake }, handle))
+    /// Both ends, for each worker.
+    pub(crate) fn for_workers(config: &Config) -> io::Result<(Vec<Self>, Handle)> {
+        let shards = config.share.shards;
+        let is_stopping = Arc::new(AtomicBool::new(false));
+        let both = || {
+            let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+            let wake = Arc::new(wake);
+            let (requests, mailbox) = bounded(REQUESTS_MAX);
+            let line = Line { requests, wake: Arc::clone(&wake) };
+            Ok((Self { requests: mailbox, wake, is_stopping: Arc::clone(&is_stopping) }, line))
+        };
+        let (mailboxes, workers) =
+            (0..shards).map(|_| both()).collect::<io::Result<(Vec<Self>, Vec<Line>)>>()?;
+        let lines = Lines {
+            workers,
+            ownership: Ownership::new(config),
+            config: config.clone(),
+            installing: Mutex::new(()),
+            is_stopping,
+        };
+        Ok((mailboxes, Handle(Arc::new(lines))))
+    }
+
+    /// What wakes the worker.
+    pub(crate) fn wake(&self) -> Arc<EventFd> {
+        Arc::clone(&self.wake)
     }
 
     /// What becomes readable when there is a request.
@@ -160,6 +284,11 @@ impl Mailbox {
     pub(crate) fn acknowledge(&self) {
         // EAGAIN: somebody else's wake-up was already seen.
         let _ = self.wake.read();
+    }
+
+    /// [`Handle::stop`] was called.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
     }
 
     /// The next request, if there is one.

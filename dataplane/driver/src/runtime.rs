@@ -1,8 +1,12 @@
-//! One shard's thread: set-up, the loop around the turns, and what the control side asks for in between.
+//! The workers' threads: set-up, the loop around the turns, and what the control side asks for in between.
 
+use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
-use usernet_core::Shard;
+use usernet_core::{Shard, ShardId};
 
 use crate::arena::Arena;
 use crate::backend::{Backend, Event, Token};
@@ -10,8 +14,9 @@ use crate::caps::Caps;
 use crate::capture::Capture;
 use crate::engine::{Engine, Parts};
 use crate::epoll::Epoll;
+use crate::handover::Post;
 use crate::mailbox::{Handle, Mailbox, Request};
-use crate::setup::{BackendChoice, DriverError, LinkKind, Setup};
+use crate::setup::{BackendChoice, DriverError, Link, LinkKind, NamespaceSockets, Setup};
 use crate::tap::Tap;
 use crate::uring::Uring;
 
@@ -35,12 +40,19 @@ pub enum Ended {
     Stopped,
 }
 
-/// A shard with everything it needs to run.
+/// All workers of a guest. One per queue of the link.
 pub struct Runtime {
+    workers: Vec<Worker>,
+}
+
+/// A shard with everything it needs to run.
+pub struct Worker {
     engine: Driver,
     mailbox: Mailbox,
     /// Watched, and otherwise only kept open.
     _exit_fds: Vec<OwnedFd>,
+    /// To end the others by.
+    all: Handle,
 }
 
 enum Driver {
@@ -51,11 +63,70 @@ enum Driver {
 impl Runtime {
     /// Probes the kernel and sets everything up; nothing is read from the TAP yet.
     pub fn new(setup: Setup) -> Result<(Self, Handle), DriverError> {
-        let (mailbox, handle) =
-            Mailbox::new().map_err(DriverError::system("cannot make an eventfd"))?;
-        let ring = ring(setup.backend)?;
-        let (mut parts, exit_fds) = parts(setup)?;
-        let engine = match ring {
+        let queues = setup.link.further.len() + 1;
+        let shards = u8::try_from(queues).map_err(|_| DriverError::Limits("too many workers"))?;
+        let choice = setup.backend;
+        let (parts, exit_fds) = parts(setup, shards)?;
+        let (mailboxes, handle) = Mailbox::for_workers(parts[0].shard.config())
+            .map_err(DriverError::system("cannot make an eventfd"))?;
+        let posts: Vec<_> = match shards {
+            1 => vec![None],
+            _ => Post::among(mailboxes.iter().map(Mailbox::wake)).into_iter().map(Some).collect(),
+        };
+        // The first one watches, and ends the others.
+        let exit_fds = std::iter::once(exit_fds).chain(std::iter::repeat_with(Vec::new));
+        let workers = parts
+            .into_iter()
+            .zip(posts)
+            .zip(mailboxes)
+            .zip(exit_fds)
+            .map(|(((parts, post), mailbox), exit_fds)| {
+                let all = handle.clone();
+                Worker::new(choice, Parts { post, ..parts }, mailbox, exit_fds, all)
+            })
+            .collect::<Result<_, _>>()?;
+        Ok((Self { workers }, handle))
+    }
+
+    /// The workers, each to be run by a thread of its own. When one of them ends, so do the others.
+    pub fn into_workers(self) -> Vec<Worker> {
+        self.workers
+    }
+
+    /// Runs until the end, on the calling thread and one more for each further worker.
+    pub fn run(self) -> Result<Ended, DriverError> {
+        let mut workers = self.workers.into_iter();
+        let first = workers.next().expect("a link has a queue");
+        let others: Vec<_> = workers.map(|worker| thread::spawn(move || worker.run())).collect();
+        let ended = first.run();
+        let others = others.into_iter().map(|thread| thread.join());
+        conclude(std::iter::once(Ok(ended)).chain(others))
+    }
+}
+
+/// Why a runtime ended, from how its workers' threads did: the first failure, or else the first reason. A panic goes on.
+pub fn conclude(
+    workers: impl IntoIterator<Item = thread::Result<Result<Ended, DriverError>>>,
+) -> Result<Ended, DriverError> {
+    let mut ended = Ended::Stopped;
+    for worker in workers {
+        let why = worker.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        if ended == Ended::Stopped {
+            ended = why;
+        }
+    }
+    Ok(ended)
+}
+
+impl Worker {
+    fn new(
+        choice: BackendChoice,
+        mut parts: Parts,
+        mailbox: Mailbox,
+        exit_fds: Vec<OwnedFd>,
+        all: Handle,
+    ) -> Result<Self, DriverError> {
+        let engine = match ring(choice)? {
             Ok(ring) => {
                 parts.caps.io_uring = true;
                 let mut engine = Box::new(Engine::new(parts, ring)?);
@@ -71,15 +142,25 @@ impl Runtime {
                 Driver::Epoll(engine)
             }
         };
-        Ok((Self { engine, mailbox, _exit_fds: exit_fds }, handle))
+        Ok(Self { engine, mailbox, _exit_fds: exit_fds, all })
     }
 
-    /// Runs until the end, on the calling thread.
+    /// Runs until the end, its own or another worker's, on the calling thread.
     pub fn run(self) -> Result<Ended, DriverError> {
+        let _end_all = StopOnDrop(self.all);
         match self.engine {
             Driver::Epoll(engine) => drive(*engine, &self.mailbox),
             Driver::Uring(engine) => drive(*engine, &self.mailbox),
         }
+    }
+}
+
+/// Ends the other workers when one ends, however: a guest's link has all of its queues or none.
+struct StopOnDrop(Handle);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 
@@ -100,8 +181,8 @@ fn ring(choice: BackendChoice) -> Result<Result<Uring, String>, DriverError> {
     }
 }
 
-/// Everything but the backend.
-fn parts(setup: Setup) -> Result<(Parts, Vec<OwnedFd>), DriverError> {
+/// Everything but the backends and the ways between the shards.
+fn parts(setup: Setup, shards: u8) -> Result<(Vec<Parts>, Vec<OwnedFd>), DriverError> {
     let Setup {
         backend: _,
         mut config,
@@ -113,24 +194,51 @@ fn parts(setup: Setup) -> Result<(Parts, Vec<OwnedFd>), DriverError> {
         exit_fds,
         busy_poll,
     } = setup;
+    let Link { fd, further, kind, offload } = link;
     let caps = Caps::probe();
     if !caps.tcp_peek_offset {
         let in_flight = &mut config.limits.in_flight_bytes;
         *in_flight = (*in_flight).min(IN_FLIGHT_WITHOUT_PEEK_OFFSET);
     }
-    if link.kind == LinkKind::Packets {
+    if kind == LinkKind::Packets {
         let in_flight = &mut config.limits.in_flight_bytes;
         *in_flight = (*in_flight).min(IN_FLIGHT_THROUGH_SOCKET);
     }
-    let arena = Arena::new(config.limits.leases)?;
     let capture = pcap
         .map(Capture::new)
         .transpose()
         .map_err(DriverError::system("cannot write the capture file"))?;
-    let tap = Tap::new(link, &config, capture)
-        .map_err(DriverError::system("cannot make the TAP nonblocking"))?;
-    let shard = Shard::new(config, rules);
-    Ok((Parts { shard, arena, tap, caps, outbound, namespace, busy_poll }, exit_fds))
+    let namespace = namespace.map(|sockets| SharedSockets(Arc::new(Mutex::new(sockets))));
+    let part = |(own, queue)| {
+        let config = config.shared_by(shards, ShardId(own));
+        let arena = Arena::new(config.limits.leases)?;
+        let tap = Tap::new(queue, (kind, offload), &config, capture.clone())
+            .map_err(DriverError::system("cannot make the TAP nonblocking"))?;
+        let namespace = namespace.clone().map(|sockets| Box::new(sockets) as _);
+        Ok(Parts {
+            shard: Shard::new(config, Arc::clone(&rules)),
+            arena,
+            tap,
+            caps: caps.clone(),
+            outbound: outbound.clone(),
+            namespace,
+            busy_poll,
+            post: None,
+        })
+    };
+    let queues = std::iter::once(fd).chain(further);
+    let parts = (0..shards).zip(queues).map(part).collect::<Result<_, DriverError>>()?;
+    Ok((parts, exit_fds))
+}
+
+/// The guest's sockets are asked for by one worker at a time.
+#[derive(Clone)]
+struct SharedSockets(Arc<Mutex<Box<dyn NamespaceSockets>>>);
+
+impl NamespaceSockets for SharedSockets {
+    fn connect(&mut self, to: SocketAddr) -> io::Result<OwnedFd> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).connect(to)
+    }
 }
 
 fn watch_others<B: Backend>(
@@ -185,9 +293,20 @@ fn answer<B: Backend>(engine: &mut Engine<B>, mailbox: &Mailbox) -> Option<Ended
             Request::Status(reply) => drop(reply.send(engine.status())),
             Request::Flows(reply) => drop(reply.send(engine.flows())),
             Request::Rules(reply) => drop(reply.send(engine.rules())),
-            Request::Install(install, reply) => drop(reply.send(engine.install(install))),
-            Request::Stop => return Some(Ended::Stopped),
+            Request::Prepare(listeners, reply) => drop(reply.send(engine.prepare(listeners))),
+            Request::Install(rules, reply) => {
+                engine.install(rules);
+                let _ = reply.send(());
+            }
+            Request::Serve(reply) => {
+                engine.serve_prepared();
+                let _ = reply.send(());
+            }
+            Request::Forget(reply) => {
+                engine.forget_prepared();
+                let _ = reply.send(());
+            }
         }
     }
-    None
+    mailbox.is_stopping().then_some(Ended::Stopped)
 }

@@ -51,7 +51,9 @@ pub struct Setup {
 pub struct Link {
     /// The device or socket.
     pub fd: OwnedFd,
-    /// Which of them.
+    /// Further queues of the device (`IFF_MULTI_QUEUE`): each has a worker of its own.
+    pub further: Vec<OwnedFd>,
+    /// Device or socket.
     pub kind: LinkKind,
     /// What it was set to.
     pub offload: LinkOffload,
@@ -71,7 +73,8 @@ pub enum LinkKind {
 impl Link {
     /// A connected `SOCK_SEQPACKET` socket.
     pub fn packets(fd: OwnedFd) -> Self {
-        Self { fd, kind: LinkKind::Packets, offload: LinkOffload::default() }
+        let offload = LinkOffload::default();
+        Self { fd, further: Vec::new(), kind: LinkKind::Packets, offload }
     }
 }
 

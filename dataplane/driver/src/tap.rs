@@ -12,7 +12,7 @@ use crate::backend::{FromTap, RawFrame};
 use crate::backlog::Backlog;
 use crate::capture::Capture;
 use crate::runtime::Ended;
-use crate::setup::{Link, LinkKind, LinkOffload};
+use crate::setup::{LinkKind, LinkOffload};
 use crate::sys;
 use crate::vnet::{self, HEADER_BYTES_MAX, Malformed};
 
@@ -41,25 +41,33 @@ pub(crate) struct Tap {
 }
 
 impl Tap {
-    /// Takes the device or socket over and makes it nonblocking.
-    pub(crate) fn new(link: Link, config: &Config, capture: Option<Capture>) -> io::Result<Self> {
-        let flags = rustix::fs::fcntl_getfl(&link.fd)?;
-        rustix::fs::fcntl_setfl(&link.fd, flags | rustix::fs::OFlags::NONBLOCK)?;
-        if link.kind == LinkKind::Packets {
+    /// Takes a queue of the device, or the socket, over and makes it nonblocking.
+    pub(crate) fn new(
+        fd: OwnedFd,
+        (kind, offload): (LinkKind, LinkOffload),
+        config: &Config,
+        capture: Option<Capture>,
+    ) -> io::Result<Self> {
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+        if kind == LinkKind::Packets {
             // The kernel clamps it to net.core.wmem_max.
             let (level, name) = (libc::SOL_SOCKET, libc::SO_SNDBUF);
-            let _ = sys::set_option(link.fd.as_fd(), level, name, SEND_BUFFER_BYTES);
+            let _ = sys::set_option(fd.as_fd(), level, name, SEND_BUFFER_BYTES);
         }
-        let header_bytes = usize::from(link.offload.vnet_header_bytes);
+        let header_bytes = usize::from(offload.vnet_header_bytes);
+        // The guest tells fragments of several workers apart, as long as no frame makes more pieces than this.
+        let apart = FRAGMENTED_PER_FRAME / u32::from(config.share.shards);
         Ok(Self {
-            fd: link.fd,
-            kind: link.kind,
+            fd,
+            kind,
             backlog: Backlog::default(),
-            offload: link.offload,
+            offload,
             header_bytes,
             capture,
             mtu: config.mtu,
-            identification: config.seed as u32,
+            identification: (config.seed as u32)
+                .wrapping_add(apart * u32::from(config.share.own.0)),
         })
     }
 
@@ -136,8 +144,8 @@ impl Tap {
     }
 
     /// Writes a frame to the capture file, if there is one.
-    pub(crate) fn capture(&mut self, frame: &[u8], offload: Offload) -> io::Result<()> {
-        match &mut self.capture {
+    pub(crate) fn capture(&self, frame: &[u8], offload: Offload) -> io::Result<()> {
+        match &self.capture {
             Some(capture) => capture.write(frame, offload),
             None => Ok(()),
         }

@@ -46,6 +46,7 @@ fn request(target: Target) -> Request {
         loopback_up: false,
         adopt: false,
         offload: true,
+        queues: 1,
         txqueuelen: 4000,
         confine: || (),
     }

@@ -370,6 +370,9 @@ impl World {
         for op in ops.drain(..) {
             match op {
                 Op::WriteFrame { span, offload } => self.write_frame(span, offload),
+                Op::HandOver { .. } | Op::HandOverClient { .. } | Op::TellNeighbor { .. } => {
+                    unreachable!("there is no other shard")
+                }
                 Op::Consume { socket, .. } => {
                     self.host.on_op(&mut self.env, op);
                     self.check_consumed(socket);

@@ -205,6 +205,9 @@ impl Bench {
                 Op::Adopt { .. } | Op::Refuse { .. } | Op::Splice { .. } => {
                     unreachable!("nobody connects to the guest")
                 }
+                Op::HandOver { .. } | Op::HandOverClient { .. } | Op::TellNeighbor { .. } => {
+                    unreachable!("there is no other shard")
+                }
             }
             self.shard.flush(self.now, &mut self.desk);
         }

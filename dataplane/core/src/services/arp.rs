@@ -37,7 +37,7 @@ pub(crate) fn on_frame(ctx: &mut Context<'_>, lease: LeaseId, bytes: &mut [u8]) 
     if ctx.rules.view.is_taken(IpAddr::V4(ip)) || !mac.is_unicast() {
         return ctx.drop_frame(lease, Counter::DropSource);
     }
-    ctx.neighbors.learn(IpAddr::V4(ip), MacAddr(mac.0));
+    ctx.learn(IpAddr::V4(ip), MacAddr(mac.0));
     if operation == ArpOperation::Request && answers_for(ctx, ip.into(), wanted.into()) {
         let reply = ArpRepr::EthernetIpv4 {
             operation: ArpOperation::Reply,

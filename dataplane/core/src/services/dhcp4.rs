@@ -10,7 +10,7 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use smoltcp::wire::{DhcpFlags, DhcpMessageType, DhcpOpCode, DhcpPacket, EthernetAddress};
 
@@ -162,9 +162,8 @@ enum Answer {
     Nothing(Counter),
 }
 
-pub(crate) fn is_request(config: &Config, datagram: &GuestDatagram<'_>) -> bool {
+pub(crate) fn is_request(config: &Config, to: SocketAddr) -> bool {
     let Some(net) = config.net4.filter(|_| config.services.dhcp4) else { return false };
-    let to = datagram.to;
     to.port() == SERVER_PORT
         && (to.ip() == IpAddr::V4(Ipv4Addr::BROADCAST)
             || to.ip() == IpAddr::V4(net.broadcast())

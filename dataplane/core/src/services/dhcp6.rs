@@ -5,7 +5,7 @@
 //! options with checked lengths and written into a bounded buffer: nothing is allocated. (`dhcproto` would do it, but
 //! allocates per option and brings a random number generator into a crate that is to have none.)
 
-use core::net::{IpAddr, Ipv6Addr};
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::{DNS_SERVERS_MAX, Reply};
 use crate::config::{Announced, Config, MacAddr, Net6};
@@ -87,10 +87,8 @@ struct Answer {
     status: Option<u16>,
 }
 
-pub(crate) fn is_request(config: &Config, datagram: &GuestDatagram<'_>) -> bool {
-    config.services.dhcp6
-        && datagram.to.port() == SERVER_PORT
-        && datagram.to.ip() == IpAddr::V6(ALL_SERVERS)
+pub(crate) fn is_request(config: &Config, to: SocketAddr) -> bool {
+    config.services.dhcp6 && to.port() == SERVER_PORT && to.ip() == IpAddr::V6(ALL_SERVERS)
 }
 
 pub(crate) fn on_request(ctx: &mut Context<'_>, datagram: &GuestDatagram<'_>, payload: &[u8]) {

@@ -145,7 +145,7 @@ fn on_discovery(
 
 fn learn(ctx: &mut Context<'_>, ip: Ipv6Addr, mac: Option<RawHardwareAddress>) {
     if let Some(mac) = mac.and_then(|mac| mac.as_bytes().first_chunk::<6>().copied()) {
-        ctx.neighbors.learn(IpAddr::V6(ip), MacAddr(mac));
+        ctx.learn(IpAddr::V6(ip), MacAddr(mac));
     }
 }
 

@@ -9,7 +9,7 @@ use super::seq::Seq;
 use super::{Tcp, is_half_open};
 use crate::context::Context;
 use crate::counters::Counter;
-use crate::op::{AcceptedId, CloseHow, HostError, Input, Loopback, Offload, Op};
+use crate::op::{AcceptedId, CloseHow, ForwardId, HostError, Input, Loopback, Offload, Op};
 use crate::packet::error::{GuestError, Quoted, tell_guest};
 use crate::packet::protocol::TCP;
 use crate::rules::{LoopbackClients, Target, loopback_like, port_shown};
@@ -115,16 +115,23 @@ impl Tcp {
         emit(ctx, header, mss);
     }
 
-    /// A host client has come in through a forward.
-    pub(super) fn on_client(
+    /// A host client has come in through a forward: its flow is ours, or another shard's.
+    pub(crate) fn on_client(
         &mut self,
         ctx: &mut Context<'_>,
-        listener: &Listener,
+        forward: ForwardId,
         accepted: AcceptedId,
         peer: SocketAddr,
         local: SocketAddr,
     ) {
-        let Some((guest, remote)) = self.ends_for_client(ctx, listener, peer, local) else {
+        let Some((guest, seen)) = ends_for_client(ctx, forward, peer, local) else {
+            return ctx.op(Op::Refuse { accepted });
+        };
+        if let Some(to) = ctx.ownership.elsewhere(ctx.ownership.of_connection(guest, seen)) {
+            ctx.count(Counter::ClientsHandedOver);
+            return ctx.op(Op::HandOverClient { to, accepted, forward });
+        }
+        let Some(remote) = self.free_remote(ctx, guest, seen) else {
             return ctx.op(Op::Refuse { accepted });
         };
         if self.half_open >= ctx.config.limits.half_open {
@@ -152,25 +159,18 @@ impl Tcp {
         }
     }
 
-    /// The guest's and the client's address of an inbound connection, as the guest shall see them.
-    fn ends_for_client(
+    /// How a client appears to the guest: with its own port, or another one if somebody looks like it. Always as an end of
+    /// a flow of ours, so that the guest's answers are ours, too.
+    fn free_remote(
         &self,
         ctx: &Context<'_>,
-        listener: &Listener,
-        peer: SocketAddr,
-        local: SocketAddr,
-    ) -> Option<(SocketAddr, SocketAddr)> {
-        let forward = ctx.rules.forward(listener.forward)?;
-        let port = forward.guest_port_for(local.port())?;
-        let is_v4 = peer.ip().to_canonical().is_ipv4();
-        let first = ctx.config.guest_like(peer.ip().to_canonical());
-        let guest = SocketAddr::new(forward.guest.or(first)?, port);
-        // A guest address of the other family: the client can only appear as the host itself.
-        let shown = if guest.is_ipv4() == is_v4 { peer.ip() } else { loopback_like(guest.ip()) };
-        let seen = ctx.rules.view.as_seen_by_guest(shown)?;
-        let free = |port: &u16| self.find(guest, SocketAddr::new(seen, *port)).is_none();
-        let port = (0..PORTS_TRIED).map(|n| port_shown(peer.port(), n)).find(free)?;
-        Some((guest, SocketAddr::new(seen, port)))
+        guest: SocketAddr,
+        seen: SocketAddr,
+    ) -> Option<SocketAddr> {
+        (0..PORTS_TRIED)
+            .map(|n| SocketAddr::new(seen.ip(), port_shown(seen.port(), n)))
+            .filter(|&remote| ctx.ownership.has_connection(guest, remote))
+            .find(|&remote| self.find(guest, remote).is_none())
     }
 
     /// Takes a client's connection through the link: SYN to the guest.
@@ -423,7 +423,7 @@ impl Tcp {
         input: Input<'_>,
     ) {
         if let Input::Accepted { accepted, peer, local, .. } = input {
-            self.on_client(ctx, listener, accepted, peer, local);
+            self.on_client(ctx, listener.forward, accepted, peer, local);
         }
     }
 
@@ -448,6 +448,24 @@ impl Tcp {
         let clock = (ctx.now.as_nanos() / 4_000) as u32;
         Seq(clock.wrapping_add((self.hash(guest, remote) >> 16) as u32))
     }
+}
+
+/// The guest's end and the client's, as the guest would see them if nobody else looked like the client.
+fn ends_for_client(
+    ctx: &Context<'_>,
+    forward: ForwardId,
+    peer: SocketAddr,
+    local: SocketAddr,
+) -> Option<(SocketAddr, SocketAddr)> {
+    let forward = ctx.rules.forward(forward)?;
+    let port = forward.guest_port_for(local.port())?;
+    let is_v4 = peer.ip().to_canonical().is_ipv4();
+    let first = ctx.config.guest_like(peer.ip().to_canonical());
+    let guest = SocketAddr::new(forward.guest.or(first)?, port);
+    // A guest address of the other family: the client can only appear as the host itself.
+    let shown = if guest.is_ipv4() == is_v4 { peer.ip() } else { loopback_like(guest.ip()) };
+    let seen = ctx.rules.view.as_seen_by_guest(shown)?;
+    Some((guest, SocketAddr::new(seen, peer.port())))
 }
 
 /// What became of a segment in a handshake.

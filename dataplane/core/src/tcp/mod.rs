@@ -152,6 +152,9 @@ impl Tcp {
             | Input::Opened { .. }
             | Input::Datagram { .. }
             | Input::DatagramError { .. }
+            | Input::HandedOver { .. }
+            | Input::ClientHandedOver { .. }
+            | Input::Neighbor { .. }
             | Input::Tick => unreachable!("not an input of a TCP socket"),
         }
     }

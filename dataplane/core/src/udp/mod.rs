@@ -150,6 +150,9 @@ impl Udp {
             | Input::Peeked { .. }
             | Input::PeekEmpty { .. }
             | Input::PeekEnd { .. }
+            | Input::HandedOver { .. }
+            | Input::ClientHandedOver { .. }
+            | Input::Neighbor { .. }
             | Input::Tick => unexpected(ctx, &input),
         }
     }
@@ -183,6 +186,9 @@ impl Udp {
             | Input::Peeked { .. }
             | Input::PeekEmpty { .. }
             | Input::PeekEnd { .. }
+            | Input::HandedOver { .. }
+            | Input::ClientHandedOver { .. }
+            | Input::Neighbor { .. }
             | Input::Tick => unexpected(ctx, &input),
         }
     }

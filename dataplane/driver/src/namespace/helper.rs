@@ -85,9 +85,10 @@ impl Helper<'_> {
             }
             Err(failure) => (Report::Failed(failure), None),
         };
-        let tap = ready.as_ref().map(|(link, _)| link.fd.as_fd());
+        let link = ready.as_ref().map(|(link, _)| link);
         let told = hand_over_lists(&channels.control)
-            .and_then(|()| channels.data_path.send(&report.encode(), tap));
+            .and_then(|()| channels.data_path.send(&report.encode(), link.map(|l| l.fd.as_fd())))
+            .and_then(|()| hand_over_queues(&channels.data_path, link));
         if told.is_err() {
             return;
         }
@@ -103,6 +104,14 @@ impl Helper<'_> {
 fn hand_over_lists(control: &Channel) -> std::io::Result<()> {
     for list in open_lists() {
         control.send(&[u8::from(list.is_some())], list.as_ref().map(OwnedFd::as_fd))?;
+    }
+    Ok(())
+}
+
+/// The further queues of the TAP, one message each.
+fn hand_over_queues(data_path: &Channel, link: Option<&Link>) -> std::io::Result<()> {
+    for queue in link.iter().flat_map(|link| &link.further) {
+        data_path.send(&[0], Some(queue.as_fd()))?;
     }
     Ok(())
 }
@@ -140,7 +149,7 @@ fn set_up(
     daemon: Pid,
 ) -> Result<(Link, Vec<String>, Watch), Failure> {
     let namespace = enter(&target)?;
-    let link = tap::create(&request.tap_name, request.offload, request.adopt)?;
+    let link = tap::create(&request.tap_name, request.queues, request.offload, request.adopt)?;
     let warnings = configure(request)?;
     let watch =
         Watch::new(namespace, target.holder, daemon.as_raw()).map_err(Failure::at(Step::Watch))?;

@@ -116,6 +116,8 @@ pub struct Request {
     /// Take a TAP of that name that is there already and that nobody uses, as others have set it up: without
     /// `configure`, MTU and Ethernet address stay as they are, those of a new one too.
     pub adopt: bool,
+    /// Queues of it, at least one: each is for a worker.
+    pub queues: u8,
     /// Use what the kernel takes over of checksums and segmentation.
     pub offload: bool,
     /// The length of the TAP's transmit queue, in packets: what the guest sends waits there to be read.
@@ -196,6 +198,7 @@ pub fn attach(request: &Request) -> Result<Attached, AttachError> {
     let report = sockets.report().map_err(AttachError::helper("hear from the helper process"))?;
     match report {
         Some((Report::Ready { offload, warnings }, Some(tap))) => {
+            let further = further_queues(&sockets, request.queues)?;
             sockets.limit_waiting().map_err(AttachError::helper("set a socket's timeout"))?;
             let (listeners, ports) = NamespaceListeners::new(control)
                 .map_err(AttachError::helper("hear from the helper process"))?;
@@ -205,7 +208,7 @@ pub fn attach(request: &Request) -> Result<Attached, AttachError> {
                 guest_mac,
                 listeners,
                 ports,
-                link: Link { fd: tap, kind: LinkKind::Tap, offload },
+                link: Link { fd: tap, further, kind: LinkKind::Tap, offload },
                 helper_pid: sockets.pid(),
                 sockets: Box::new(sockets),
                 ended: NamespaceEnd(OwnedFd::from(end)),
@@ -219,4 +222,11 @@ pub fn attach(request: &Request) -> Result<Attached, AttachError> {
         }
         None => Err(AttachError::HelperKilled { target: request.target.clone() }),
     }
+}
+
+/// The descriptors that follow the report.
+fn further_queues(sockets: &HelperSockets, queues: u8) -> Result<Vec<OwnedFd>, AttachError> {
+    let queue = |_| sockets.queue()?.ok_or_else(|| std::io::Error::from(Errno::EMFILE));
+    let queues = (1..queues).map(queue).collect::<std::io::Result<_>>();
+    queues.map_err(AttachError::helper("take over the TAP's queues"))
 }

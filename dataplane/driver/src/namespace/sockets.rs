@@ -89,6 +89,15 @@ impl HelperSockets {
         })
     }
 
+    /// What follows the report: the TAP's further queues. None: it was killed, or we have no descriptors left.
+    pub(super) fn queue(&self) -> io::Result<Option<OwnedFd>> {
+        let mut buffer = [0; MESSAGE_BYTES_MAX];
+        Ok(match self.questions.channel.receive(&mut buffer)? {
+            Received::Message(_, queue) => queue,
+            Received::HungUp => None,
+        })
+    }
+
     /// From here on it is asked by a thread that has other things to do.
     pub(super) fn limit_waiting(&self) -> io::Result<()> {
         self.questions.limit_waiting()

@@ -29,8 +29,30 @@ pub(super) fn is_device_name(name: &str) -> bool {
         && name.bytes().all(is_allowed)
 }
 
-/// Makes it: attached to the descriptor, down, unconfigured. With `may_exist`, one that is there will do.
-pub(super) fn create(name: &str, is_offloaded: bool, may_exist: bool) -> Result<Link, Failure> {
+/// Makes it: attached to the descriptor, down, unconfigured. With `may_exist`, one that is there will do. Each queue has a
+/// descriptor of its own.
+pub(super) fn create(
+    name: &str,
+    queues: u8,
+    is_offloaded: bool,
+    may_exist: bool,
+) -> Result<Link, Failure> {
+    let vnet = if is_offloaded { libc::IFF_VNET_HDR } else { 0 };
+    let multi_queue = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    let flags = vnet | multi_queue;
+    // `IFF_TUN_EXCL` makes it fail with `EBUSY` whatever device of that name exists, rather than take over a persistent
+    // TAP that somebody set up for something else.
+    let tap = open_queue(name, flags | if may_exist { 0 } else { libc::IFF_TUN_EXCL })?;
+    let further = (1..queues).map(|_| open_queue(name, flags)).collect::<Result<_, _>>()?;
+    let offload = match is_offloaded {
+        true => set_offload(&tap).map_err(Failure::at(Step::SetOffload))?,
+        false => LinkOffload::default(),
+    };
+    Ok(Link { fd: tap, further, kind: LinkKind::Tap, offload })
+}
+
+/// Makes the device, or adds a queue to it.
+fn open_queue(name: &str, flags: libc::c_int) -> Result<OwnedFd, Failure> {
     let tap = OpenOptions::new()
         .read(true)
         .write(true)
@@ -38,12 +60,8 @@ pub(super) fn create(name: &str, is_offloaded: bool, may_exist: bool) -> Result<
         .map(OwnedFd::from)
         .map_err(errno)
         .map_err(Failure::at(Step::OpenTun))?;
-    set_interface(&tap, name, is_offloaded, may_exist).map_err(Failure::at(Step::CreateTap))?;
-    let offload = match is_offloaded {
-        true => set_offload(&tap).map_err(Failure::at(Step::SetOffload))?,
-        false => LinkOffload::default(),
-    };
-    Ok(Link { fd: tap, kind: LinkKind::Tap, offload })
+    set_interface(&tap, name, flags).map_err(Failure::at(Step::CreateTap))?;
+    Ok(tap)
 }
 
 /// Takes over a TAP that somebody else has opened and attached, with what offload it can have.
@@ -62,7 +80,7 @@ pub fn take_over(tap: OwnedFd) -> io::Result<Link> {
         0 => LinkOffload::default(),
         _ => set_offload(&tap)?,
     };
-    Ok(Link { fd: tap, kind: LinkKind::Tap, offload })
+    Ok(Link { fd: tap, further: Vec::new(), kind: LinkKind::Tap, offload })
 }
 
 /// The kernel's answer that an [`io::Error`] stands for.
@@ -70,17 +88,9 @@ pub(super) fn errno(error: io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-/// `TUNSETIFF`. `IFF_TUN_EXCL` makes it fail with `EBUSY` whatever device of that name exists, rather than
-/// take over a persistent TAP that somebody set up for something else.
-fn set_interface(
-    tap: &OwnedFd,
-    name: &str,
-    is_offloaded: bool,
-    may_exist: bool,
-) -> nix::Result<()> {
-    let vnet = if is_offloaded { libc::IFF_VNET_HDR } else { 0 };
-    let exclusive = if may_exist { 0 } else { libc::IFF_TUN_EXCL };
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | exclusive | vnet;
+/// `TUNSETIFF`.
+fn set_interface(tap: &OwnedFd, name: &str, flags: libc::c_int) -> nix::Result<()> {
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | flags;
     // SAFETY: `ifreq` is plain data, for which all zeros is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     debug_assert!(is_device_name(name), "names are checked before the helper is started");

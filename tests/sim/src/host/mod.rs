@@ -144,7 +144,10 @@ impl Host {
         }
         self.run = None;
         match op {
-            Op::WriteFrame { .. } => unreachable!("frames are the world's"),
+            Op::WriteFrame { .. }
+            | Op::HandOver { .. }
+            | Op::HandOverClient { .. }
+            | Op::TellNeighbor { .. } => unreachable!("frames are the world's"),
             Op::Release { lease } => env.ledger.give_back(lease, "Release"),
             Op::Connect { socket, to } => self.on_connect(env, socket, to),
             Op::Adopt { socket, accepted } => self.on_adopt(env, socket, accepted),

@@ -42,8 +42,19 @@ fn peers_see_every_byte_and_each_other() {
         lab.host().peer(&["parallel", address, "100", "10000"]).ok();
         lab.host().peer(&["sequence", address, "100", "100"]).ok();
         lab.host().peer(&["echo", address, "0", "1", "1400", "65507"]).ok();
-        lab.host().peer(&["ping-pong", "tcp", address, "100"]).ok();
-        lab.host().peer(&["ping-pong", "udp", address, "100"]).ok();
+        for load in [
+            ["ping-pong", "tcp", address, "4", "1000", "50"],
+            ["ping-pong", "udp", address, "1", "1", "50"],
+            ["storm", address, "4", "100", "10000", "200"],
+        ] {
+            let tally = lab.host().peer(&load).ok();
+            let tally: serde_json::Value = serde_json::from_str(&tally).expect("JSON");
+            let times = tally["times"].as_array().expect("pairs").iter();
+            let sum: u64 = times.map(|pair| pair[1].as_u64().expect("a number")).sum();
+            assert_eq!(tally["errors"], serde_json::json!({}), "{load:?}: {tally}");
+            assert!(sum > 0 && tally["done"] == sum, "{load:?}: {tally}");
+            assert!(load[0] != "storm" || sum == 200, "{tally}");
+        }
     }
     assert!(lab.host().peer(&["who", "udp", "192.0.2.1:7000"]).ok().starts_with("192.0.2.1:"));
 }

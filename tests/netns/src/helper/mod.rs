@@ -10,10 +10,12 @@
 //! | `plug PID NAME SOCKET` | a TAP whose frames go by a `SOCK_SEQPACKET` socket |
 //! | `with-tap PID NAME FD -- COMMAND` | becomes a command that has a TAP of another namespace open |
 //! | `serve`, `get`, … | traffic: [`peers`] |
+//! | `ping-pong`, `storm` | traffic that is measured: [`load`] |
 //!
 //! It has one thread while it deals with namespaces.
 
 pub mod cable;
+mod load;
 pub mod machine;
 mod namespaces;
 pub use namespaces::TEST_USER;
@@ -41,6 +43,7 @@ pub fn main(args: Vec<String>) -> ExitCode {
         ["cable", rest @ ..] => cable::main(rest),
         ["plug", pid, name, socket] => cable::plug(pid, name, socket),
         ["with-tap", pid, name, fd, "--", command @ ..] => cable::with_tap(pid, name, fd, command),
+        [load @ ("ping-pong" | "storm"), rest @ ..] => load::main(load, rest),
         [peer, rest @ ..] => peers::main(peer, rest),
         [] => Err("which command?".into()),
     };

@@ -8,6 +8,7 @@
 //! | `PUT` and bytes of the pattern, then the end of the stream | `n ok` or `n wrong`, then the end |
 //! | `WHO` | the client's address as the server sees it |
 //! | `HOLD` | nothing; it does not read either |
+//! | `ECHO` and any bytes | the same bytes, as they come |
 //!
 //! Over UDP it sends every datagram back, except that `WHO` is answered with the sender's address.
 //! The pattern has no period that a lost or doubled packet could hide in.
@@ -15,6 +16,8 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,10 +47,6 @@ pub(super) fn main(peer: &str, args: &[&str]) -> Outcome {
         }
         ("parallel", [address, n, bytes]) => parallel(address.parse()?, n.parse()?, bytes.parse()?),
         ("sequence", [address, n, bytes]) => sequence(address.parse()?, n.parse()?, bytes.parse()?),
-        ("storm", [address, seconds, clients, bytes]) => {
-            storm(address.parse()?, seconds.parse()?, clients.parse()?, bytes.parse()?)
-        }
-        ("ping-pong", [protocol, address, n]) => ping_pong(protocol, address.parse()?, n.parse()?),
         ("echo", [address, sizes @ ..]) => echo(address.parse()?, sizes),
         ("ask", [socket, request]) => ask(socket, request),
         ("speak", [socket, request]) => speak(socket, request),
@@ -70,17 +69,17 @@ fn fill(bytes: &mut [u8], at: u64) {
 }
 
 /// Counts bytes and knows whether they were right.
-struct Checker {
+pub(super) struct Checker {
     bytes: u64,
     is_right: bool,
 }
 
 impl Checker {
-    const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self { bytes: 0, is_right: true }
     }
 
-    fn take(&mut self, bytes: &[u8]) {
+    pub(super) fn take(&mut self, bytes: &[u8]) {
         self.is_right &= bytes.iter().zip(self.bytes..).all(|(byte, at)| *byte == pattern(at));
         self.bytes += bytes.len() as u64;
     }
@@ -95,13 +94,24 @@ impl Checker {
         }
     }
 
+    /// Whether it was all that was wanted, at the end of the stream.
+    pub(super) fn at_end(&self, wanted: u64) -> std::io::Result<()> {
+        let kind = match self.is_right {
+            true if self.bytes == wanted => return Ok(()),
+            true if self.bytes < wanted => std::io::ErrorKind::UnexpectedEof,
+            _ => std::io::ErrorKind::InvalidData,
+        };
+        let what = format!("{} of {wanted} bytes, {}", self.bytes, self.verdict());
+        Err(std::io::Error::new(kind, what))
+    }
+
     fn verdict(&self) -> &'static str {
         if self.is_right { "ok" } else { "wrong" }
     }
 }
 
 fn send_pattern(to: &mut impl Write, bytes: u64) -> std::io::Result<()> {
-    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut chunk = vec![0; bytes.min(CHUNK_BYTES as u64) as usize];
     let mut at = 0;
     while at < bytes {
         let n = (bytes - at).min(CHUNK_BYTES as u64) as usize;
@@ -117,7 +127,8 @@ fn serve(addresses: &[&str]) -> Outcome {
     for address in addresses {
         let address: SocketAddr = address.parse()?;
         let (tcp, udp) = (listener(address)?, UdpSocket::bind(address)?);
-        thread::spawn(move || accept(&tcp));
+        let acceptor = Acceptor { listener: tcp, idle: AtomicUsize::new(1) };
+        thread::spawn(move || Arc::new(acceptor).work());
         thread::spawn(move || reflect(&udp));
     }
     println!("ready");
@@ -134,14 +145,34 @@ fn listener(address: SocketAddr) -> std::io::Result<TcpListener> {
     Ok(listener)
 }
 
-fn accept(listener: &TcpListener) {
-    for stream in listener.incoming().flatten() {
-        let serve = move || {
-            if let Err(error) = answer(&stream) {
+/// Threads that wait for connections and serve one each. A new one is made only when nobody waits any more: making
+/// a thread costs more than a short connection, and its cost would be in every measurement of those.
+struct Acceptor {
+    listener: TcpListener,
+    /// Threads that wait, or are about to.
+    idle: AtomicUsize,
+}
+
+impl Acceptor {
+    fn work(self: Arc<Self>) {
+        loop {
+            let accepted = self.listener.accept();
+            if self.idle.fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.add_thread();
+            }
+            if let Err(error) = accepted.and_then(|(stream, _)| answer(&stream)) {
                 eprintln!("connection: {error}");
             }
-        };
-        if let Err(error) = thread::Builder::new().stack_size(STACK_BYTES).spawn(serve) {
+            self.idle.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn add_thread(self: &Arc<Self>) {
+        self.idle.fetch_add(1, Ordering::AcqRel);
+        let other = Arc::clone(self);
+        let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn(|| other.work());
+        if let Err(error) = spawned {
+            self.idle.fetch_sub(1, Ordering::AcqRel);
             eprintln!("no thread: {error}");
         }
     }
@@ -200,11 +231,7 @@ fn fetch(address: SocketAddr, bytes: u64) -> std::io::Result<()> {
     let mut stream = dial(address, &format!("GET {bytes}\n"))?;
     let mut checker = Checker::new();
     checker.take_all(&mut stream)?;
-    if checker.bytes != bytes || !checker.is_right {
-        let what = format!("{} of {bytes} bytes, {}", checker.bytes, checker.verdict());
-        return Err(std::io::Error::other(what));
-    }
-    Ok(())
+    checker.at_end(bytes)
 }
 
 fn get(address: SocketAddr, bytes: u64) -> Outcome {
@@ -231,7 +258,7 @@ fn who_tcp(address: SocketAddr) -> Outcome {
     Ok(())
 }
 
-fn any(like: SocketAddr, port: u16) -> SocketAddr {
+pub(super) fn any(like: SocketAddr, port: u16) -> SocketAddr {
     let text = if like.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let mut any: SocketAddr = text.parse().expect("an address");
     any.set_port(port);
@@ -341,54 +368,6 @@ fn sequence(address: SocketAddr, n: u64, bytes: u64) -> Outcome {
         fetch(address, bytes).map_err(|e| format!("connection {i}: {e}"))?;
     }
     println!("{}", start.elapsed().as_micros());
-    Ok(())
-}
-
-/// Connect, ask, answer, close, by several clients for some seconds. Prints connections per second.
-fn storm(address: SocketAddr, seconds: u64, clients: usize, bytes: u64) -> Outcome {
-    let until = Instant::now() + Duration::from_secs(seconds);
-    let client = move || -> std::io::Result<u64> {
-        let mut done = 0;
-        while Instant::now() < until {
-            fetch(address, bytes)?;
-            done += 1;
-        }
-        Ok(done)
-    };
-    let threads: Vec<_> = (0..clients).map(|_| thread::spawn(client)).collect();
-    let mut done = 0;
-    for thread in threads {
-        done += thread.join().map_err(|_| "a client panicked")??;
-    }
-    println!("{}", done as f64 / seconds as f64);
-    Ok(())
-}
-
-/// One byte there and back, `n` times. Prints the median and the 99th percentile in nanoseconds.
-fn ping_pong(protocol: &str, address: SocketAddr, n: usize) -> Outcome {
-    let mut times = Vec::with_capacity(n);
-    let mut byte = [0; 1];
-    if protocol == "tcp" {
-        let mut stream = dial(address, "ECHO\n")?;
-        for _ in 0..n {
-            let start = Instant::now();
-            stream.write_all(&[1])?;
-            stream.read_exact(&mut byte)?;
-            times.push(start.elapsed().as_nanos());
-        }
-    } else {
-        let socket = UdpSocket::bind(any(address, 0))?;
-        socket.connect(address)?;
-        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        for _ in 0..n {
-            let start = Instant::now();
-            socket.send(&[1])?;
-            socket.recv(&mut byte)?;
-            times.push(start.elapsed().as_nanos());
-        }
-    }
-    times.sort_unstable();
-    println!("{} {}", times[n / 2], times[n * 99 / 100]);
     Ok(())
 }
 

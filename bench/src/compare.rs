@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use usernet_lab::{Lab, skip, wait_until};
 
 use crate::cases::{GROUPS, Group, MTUS, Run};
@@ -23,6 +24,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<(), Box<dyn Error>> {
             "note: this is a debug build; `cargo run --release -p bench` measures what users get"
         );
     }
+    raise_files();
     let mut contenders: Vec<Contender> = Contender::installed();
     contenders.extend(args.peers.iter().cloned());
     contenders.retain(|c| args.only.is_empty() || args.only.contains(&c.name));
@@ -54,6 +56,13 @@ pub(crate) fn run(args: &CompareArgs) -> Result<(), Box<dyn Error>> {
     fs::write(args.out.join("results.md"), report.markdown())?;
     eprintln!("written to {}", args.out.display());
     Ok(())
+}
+
+/// Everybody may open as many files as the system allows: 10,000 connections are more than the usual 1,024.
+fn raise_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    setrlimit(Resource::Nofile, raised).expect("a soft limit may be as high as the hard one");
 }
 
 /// The program where the ordinary user can execute it: another one's home may be closed.

@@ -13,6 +13,7 @@ mod collector;
 mod compare;
 mod contender;
 mod cpu;
+mod load;
 mod report;
 mod session;
 
@@ -67,22 +68,18 @@ struct Effort {
     rounds: u32,
     /// Of each bulk transfer.
     bulk: Duration,
-    /// Of each connection storm, and of whatever else runs for a time.
-    storm: Duration,
-    /// Questions and answers per latency measurement.
-    round_trips: u32,
+    /// Of whatever else runs for a time: round trips, connections.
+    load: Duration,
 }
 
 impl CompareArgs {
     fn effort(&self) -> Effort {
-        let (rounds, bulk, storm, round_trips) =
-            if self.quick { (1, 1, 1, 2_000) } else { (3, 2, 2, 20_000) };
+        let (rounds, bulk, load) = if self.quick { (1, 1, 250) } else { (3, 2, 1_500) };
         Effort {
             is_quick: self.quick,
             rounds: self.rounds.unwrap_or(rounds),
             bulk: Duration::from_secs(bulk),
-            storm: Duration::from_secs(storm),
-            round_trips,
+            load: Duration::from_millis(load),
         }
     }
 }

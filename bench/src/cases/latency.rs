@@ -1,29 +1,57 @@
-//! Round trips of one byte.
+//! Round trips: a question, its answer, the next question, by one flow and by several at once.
+
+use std::time::Duration;
 
 use crate::Effort;
 use crate::collector::{Collector, Metric};
+use crate::load::Tally;
 use crate::session::{Family, SERVER_PORT, Session};
 
+/// Protocol, flows, bytes each way.
+const CASES: [(&str, u32, u32); 6] = [
+    ("tcp", 1, 1),
+    ("tcp", 1, 1024),
+    ("tcp", 16, 1),
+    ("tcp", 16, 1024),
+    ("udp", 1, 1),
+    ("udp", 1, 1024),
+];
+
 pub(crate) fn run(session: &Session<'_>, effort: &Effort, collector: &mut Collector<'_>) {
-    let server = Family::V4.socket(SERVER_PORT);
-    for protocol in ["tcp", "udp"] {
-        let n = effort.round_trips.to_string();
-        let upper = protocol.to_uppercase();
-        let before = session.cpu();
-        let done = session.client().peer(&["ping-pong", protocol, &server, &n]);
-        let used = session.cpu() - before;
-        let mut numbers = done.out.split_whitespace().map(|n| n.parse::<f64>().ok());
-        let (Some(Some(median)), Some(Some(p99))) = (numbers.next(), numbers.next()) else {
-            collector.fail(format!("round trip {upper}"), done);
-            continue;
-        };
-        let (median, p99) = (median / 1e3, p99 / 1e3);
-        let id = format!("latency.{protocol}.1");
-        let metric = Metric::cost(format!("{id}.p50"), format!("round trip {upper}, median"), "µs");
-        let sample = collector.add(metric.clone(), median);
-        sample.distribution(vec![(50.0, median), (99.0, p99)]);
-        collector
-            .add(Metric::cost(format!("{id}.p99"), format!("round trip {upper}, 99 %"), "µs"), p99);
-        collector.add_cpu(&metric, used, f64::from(effort.round_trips) / 1e3, "s/1000");
+    for (protocol, flows, bytes) in CASES {
+        let id = format!("latency.{protocol}.{flows}.{bytes}");
+        let label = format!("round trip {} ×{flows}, {bytes} B", protocol.to_uppercase());
+        if let Err(why) =
+            one(session, effort.load, (protocol, flows, bytes), (&id, &label), collector)
+        {
+            collector.fail(label, why);
+        }
     }
+}
+
+fn one(
+    session: &Session<'_>,
+    time: Duration,
+    (protocol, flows, bytes): (&str, u32, u32),
+    (id, label): (&str, &str),
+    collector: &mut Collector<'_>,
+) -> Result<(), String> {
+    let (server, flows, bytes) =
+        (Family::V4.socket(SERVER_PORT), flows.to_string(), bytes.to_string());
+    let milliseconds = time.as_millis().to_string();
+    let before = session.cpu();
+    let ping_pong = ["ping-pong", protocol, &server, &flows, &bytes, &milliseconds];
+    let done = session.client().peer(&ping_pong);
+    let used = session.cpu() - before;
+    let tally = Tally::of(&done)?;
+    let (Some(median), Some(p99)) = (tally.percentile(50.0), tally.percentile(99.0)) else {
+        return Err(format!("no answer: {}", tally.first_error.unwrap_or_default()));
+    };
+    let metric = Metric::cost(format!("{id}.p50"), format!("{label}, median"), "µs");
+    tally.note(collector.add(metric, median));
+    collector.add(Metric::cost(format!("{id}.p99"), format!("{label}, 99 %"), "µs"), p99);
+    let metric = Metric::rate(format!("{id}.rate"), format!("{label}, per second"), "1/s");
+    collector.add_cpu(&metric, used, tally.done as f64 / 1e3, "s/1000");
+    collector.add(metric, tally.rate);
+    Ok(())
 }

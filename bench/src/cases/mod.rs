@@ -43,8 +43,11 @@ pub(crate) enum Run {
     Alone(fn(&Lab, &Contender, &Effort, &mut Collector<'_>)),
 }
 
+const CONNECTIONS: &str =
+    "connect, ask, answer, close: 1 and 16 at a time, from the guest and to it";
+
 /// In the order in which they run.
-pub(crate) const GROUPS: [Group; 10] = [
+pub(crate) const GROUPS: [Group; 11] = [
     Group {
         name: "rest",
         about: "time to ready, memory idle and afterwards",
@@ -52,15 +55,19 @@ pub(crate) const GROUPS: [Group; 10] = [
     },
     Group {
         name: "latency",
-        about: "round trips of one byte, TCP and UDP",
+        about: "round trips of 1 B and 1 KB, TCP and UDP",
         run: Run::InSession(usual, latency::run),
     },
     Group {
         name: "connections",
-        about: "connect, ask, answer, close: 1 and 16 at a time",
-        run: Run::InSession(usual, connections::run),
+        about: CONNECTIONS,
+        run: Run::InSession(usual, connections::outbound),
     },
-    Group { name: "http", about: "HTTP requests", run: Run::InSession(usual, http::run) },
+    Group {
+        name: "http",
+        about: "HTTP requests over connections that stay",
+        run: Run::InSession(usual, http::run),
+    },
     Group {
         name: "stream",
         about: "TCP streams both ways, 1 and 4 at a time",
@@ -77,6 +84,7 @@ pub(crate) const GROUPS: [Group; 10] = [
         about: "time to ready, memory idle and afterwards",
         run: Run::InSession(usual, rest::afterwards),
     },
+    Group { name: "connections", about: CONNECTIONS, run: Run::Alone(connections::inbound) },
     Group { name: "forward", about: "forwarded ports", run: Run::Alone(forward::run) },
     Group { name: "paths", about: "paths with delay and loss", run: Run::Alone(paths::run) },
 ];

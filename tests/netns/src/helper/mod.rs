@@ -9,6 +9,7 @@
 //! | `cable …` | a cable between two TAPs that loses, delays and reorders: [`cable`] |
 //! | `plug PID NAME SOCKET` | a TAP whose frames go by a `SOCK_SEQPACKET` socket |
 //! | `with-tap PID NAME FD -- COMMAND` | becomes a command that has a TAP of another namespace open |
+//! | `flood …`, `count …` | datagrams by the hundred thousand: [`flood`] |
 //! | `serve`, `get`, … | traffic: [`peers`] |
 //! | `ping-pong`, `storm` | traffic that is measured: [`load`] |
 //!
@@ -16,6 +17,7 @@
 
 pub mod cable;
 mod load;
+pub mod flood;
 pub mod machine;
 mod namespaces;
 pub use namespaces::TEST_USER;
@@ -44,6 +46,8 @@ pub fn main(args: Vec<String>) -> ExitCode {
         ["plug", pid, name, socket] => cable::plug(pid, name, socket),
         ["with-tap", pid, name, fd, "--", command @ ..] => cable::with_tap(pid, name, fd, command),
         [load @ ("ping-pong" | "storm"), rest @ ..] => load::main(load, rest),
+        ["flood", rest @ ..] => flood::flood(rest),
+        ["count", rest @ ..] => flood::count(rest),
         [peer, rest @ ..] => peers::main(peer, rest),
         [] => Err("which command?".into()),
     };

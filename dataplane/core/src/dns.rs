@@ -125,8 +125,13 @@ impl Dns {
     pub(crate) fn on_input(&mut self, ctx: &mut Context<'_>, upstream: u32, input: Input<'_>) {
         let (at, n) = (upstream / ATTEMPTS as u32, upstream as usize % ATTEMPTS);
         match input {
-            Input::Datagram { lease, bytes, from, .. } => {
-                self.on_datagram(ctx, at, n, lease, bytes, from);
+            Input::Datagram { lease, bytes, from, segment, .. } => {
+                // An answer that was sent twice may come as a train.
+                let len = match segment {
+                    0 => bytes.len(),
+                    segment => bytes.len().min(HEADROOM + usize::from(segment)),
+                };
+                self.on_datagram(ctx, at, n, lease, &mut bytes[..len], from);
             }
             Input::DatagramError { error, .. } | Input::Failed { error, .. } => {
                 self.on_failed(ctx, at, n, Some(error));

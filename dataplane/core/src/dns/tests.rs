@@ -86,6 +86,16 @@ fn a_query_goes_unchanged_to_the_first_resolver_and_its_answer_unchanged_back() 
 }
 
 #[test]
+fn an_answer_that_comes_twice_at_once_reaches_the_guest_once() {
+    let mut world = world(&[FIRST]);
+    let socket = ask(&mut world, &message(7, QUERY, b"example"))[0].0;
+    let answer = message(7, ANSWER, b"example");
+    world.datagram(socket, at(FIRST), &[&answer[..], &answer].concat(), answer.len() as u16);
+    assert_eq!(world.next_written().datagram().payload, answer);
+    assert!(world.written.is_empty());
+}
+
+#[test]
 fn a_forged_answer_is_dropped() {
     let mut world = world(&[FIRST]);
     let socket = ask(&mut world, &message(7, QUERY, b"example"))[0].0;

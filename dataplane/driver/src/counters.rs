@@ -38,6 +38,8 @@ counters! {
     PeeksParked = "driver_peeks_parked",
     /// Datagrams that the socket's buffer had no room for.
     DatagramsDropped = "driver_datagrams_dropped",
+    /// Trains that were put together from datagrams that came one by one, in either direction.
+    TrainsJoined = "driver_trains_joined",
     /// Trains of datagrams that the kernel would not cut, and that were sent one by one.
     TrainsCut = "driver_trains_cut",
     /// Datagrams that came with fewer bytes than they had.

@@ -2,10 +2,16 @@
 //!
 //! A train of datagrams is one message both ways: `UDP_GRO` joins what arrives, `UDP_SEGMENT` cuts what is sent. TTL
 //! and traffic class ride on each message as ancillary data.
+//!
+//! Datagrams that came one by one and follow each other on the same way are joined into trains here, too: what costs is
+//! the way through a kernel, not the bytes. To the guest they are copied behind each other
+//! ([`ReceiveBatch::join`]), to the host gathered in place ([`Joined`]). Nothing waits for a train: only what came in one
+//! batch is joined.
 
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
@@ -18,17 +24,25 @@ use crate::control::{self, Control};
 use crate::setup::Outbound;
 use crate::sys;
 
-/// Messages received by one call.
-pub(crate) const RECEIVE_BATCH: usize = 16;
+/// Messages received by the first call of a turn, and by the further ones: most sockets have but one.
+pub(crate) const RECEIVE_FIRST: usize = 8;
+pub(crate) const RECEIVE_BATCH: usize = 64;
 
 /// Messages sent by one call.
 pub(crate) const SEND_BATCH: usize = 32;
 
 /// Gather elements of one call's messages together.
-pub(crate) const SEND_BUFFERS: usize = 128;
+pub(crate) const SEND_BUFFERS: usize = 256;
 
 /// Datagrams in one train: what every kernel with `UDP_SEGMENT` takes (`UDP_MAX_SEGMENTS`).
 pub(crate) const TRAIN_MAX: usize = 64;
+
+/// Bytes of a train: what an IPv4 packet holds.
+const TRAIN_BYTES_MAX: usize = 65_507;
+
+/// The largest datagrams that are joined on their way to the host: those that an ordinary path takes whole. A kernel
+/// does not cut into larger ones than the path's MTU has room for.
+const JOINED_BYTES_MAX: u16 = 1452;
 
 /// Receive buffer asked for; the kernel clamps it to `net.core.rmem_max`.
 const RECEIVE_BUFFER_BYTES: i32 = 1 << 20;
@@ -38,6 +52,8 @@ pub(crate) struct Datagrams {
     fd: OwnedFd,
     /// Errors of ping sockets quote the ICMP message.
     pub(crate) is_ping: bool,
+    /// The largest datagrams to join on their way out; less, where the kernel has refused to cut a train.
+    pub(crate) joined_max: u16,
 }
 
 impl Datagrams {
@@ -59,7 +75,8 @@ impl Datagrams {
             let is_denied = is_ping && error.raw_os_error() == Some(libc::EACCES);
             if is_denied { io::Error::from_raw_os_error(libc::EPROTONOSUPPORT) } else { error }
         })?;
-        let socket = Self { fd, is_ping };
+        let joined_max = if is_ping { 0 } else { JOINED_BYTES_MAX };
+        let socket = Self { fd, is_ping, joined_max };
         if family == libc::AF_INET6 {
             sys::set_option(socket.fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
         }
@@ -72,7 +89,7 @@ impl Datagrams {
     /// Takes over a bound UDP socket.
     pub(crate) fn bound(fd: OwnedFd) -> io::Result<Self> {
         let local = address::local_address(fd.as_fd())?;
-        let socket = Self { fd, is_ping: false };
+        let socket = Self { fd, is_ping: false, joined_max: JOINED_BYTES_MAX };
         let flags = rustix::fs::fcntl_getfl(&socket.fd)?;
         rustix::fs::fcntl_setfl(&socket.fd, flags | rustix::fs::OFlags::NONBLOCK)?;
         socket.prepare(local.is_ipv4());
@@ -169,6 +186,27 @@ pub(crate) struct Received {
     pub(crate) is_truncated: bool,
 }
 
+impl Received {
+    /// The size of its datagrams.
+    fn size(&self) -> usize {
+        if self.segment == 0 { self.bytes } else { usize::from(self.segment) }
+    }
+
+    /// Whether `next` can follow as more of the same train: from and to the same ends, in datagrams of the same size,
+    /// of which the last may be shorter.
+    fn takes(&self, next: &Self, size_max: usize) -> bool {
+        let size = self.size();
+        let goes_on = next.size() == size || (next.bytes < size && next.bytes > 0);
+        (1..=size_max).contains(&size)
+            && goes_on
+            && self.bytes.is_multiple_of(size)
+            && self.bytes + next.bytes <= TRAIN_BYTES_MAX.min(size * TRAIN_MAX)
+            && (self.from, self.local) == (next.from, next.local)
+            && (self.hop_limit, self.tos) == (next.hop_limit, next.tos)
+            && !next.is_truncated
+    }
+}
+
 /// What one receiving call needs, kept from call to call.
 pub(crate) struct ReceiveBatch {
     headers: Vec<libc::mmsghdr>,
@@ -195,15 +233,16 @@ impl ReceiveBatch {
         }
     }
 
-    /// Receives what is there, up to [`RECEIVE_BATCH`] messages. The leases of those are the caller's; see
-    /// [`ReceiveBatch::message`]. None: no lease was free.
+    /// Receives what is there, up to `messages_max` messages, which is at most [`RECEIVE_BATCH`]. The leases of those are
+    /// the caller's; see [`ReceiveBatch::message`]. None: no lease was free.
     pub(crate) fn receive(
         &mut self,
         socket: &Datagrams,
         arena: &mut Arena,
+        messages_max: usize,
     ) -> io::Result<Option<usize>> {
         self.leases.clear();
-        while self.leases.len() < RECEIVE_BATCH
+        while self.leases.len() < messages_max
             && let Some(lease) = arena.take_large()
         {
             self.point(self.leases.len(), arena.start(lease));
@@ -279,8 +318,42 @@ impl ReceiveBatch {
     }
 }
 
+impl ReceiveBatch {
+    /// Puts the messages from `next` on behind `train`, as far as they are of the same train and their datagrams have
+    /// at most `size_max` bytes; their leases are given back. How many they were.
+    pub(crate) fn join(
+        &self,
+        arena: &mut Arena,
+        train: &mut Received,
+        rest: Range<usize>,
+        size_max: usize,
+    ) -> usize {
+        let mut joined = 0;
+        for index in rest {
+            let message = self.message(index);
+            if !train.takes(&message, size_max) {
+                break;
+            }
+            train.segment = train.size() as u16;
+            let span = |lease, skip, len: usize| {
+                let start = (HEADROOM + skip) as u32;
+                Span { lease, start, len: len as u32 }
+            };
+            let from = span(message.lease, 0, message.bytes);
+            let to = span(train.lease, train.bytes, message.bytes);
+            // SAFETY: two leases, both received into and held.
+            let (from, to) = unsafe { (arena.span(from), arena.span(to)) };
+            to.copy_from_slice(from);
+            train.bytes += message.bytes;
+            arena.release(message.lease);
+            joined += 1;
+        }
+        joined
+    }
+}
+
 /// How a datagram shall leave.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Leave {
     pub(crate) to: SocketAddr,
     /// None: from the socket's address, or the one that the system chooses.
@@ -288,6 +361,40 @@ pub(crate) struct Leave {
     pub(crate) segment: u16,
     pub(crate) hop_limit: u8,
     pub(crate) tos: u8,
+}
+
+/// The last message of a [`SendBatch`], if it is made of single datagrams and more of them may follow.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Joined {
+    leave: Leave,
+    /// Bytes of the first datagram, and so of all but the last.
+    size: u32,
+    /// Bytes of all.
+    bytes: u32,
+}
+
+impl Joined {
+    /// A message that is one datagram of `len` bytes; none if nothing can follow it.
+    pub(crate) fn starting(leave: Leave, len: u32, size_max: u16) -> Option<Self> {
+        let is_single = leave.segment == 0 && len > 0 && len <= u32::from(size_max);
+        is_single.then_some(Self { leave, size: len, bytes: len })
+    }
+
+    /// Bytes of each datagram, for the kernel to cut at.
+    pub(crate) fn segment(&self) -> u16 {
+        self.size as u16
+    }
+
+    /// Adds a datagram of `len` bytes that leaves like this. False: it does not belong to these.
+    pub(crate) fn takes(&mut self, leave: Leave, len: u32) -> bool {
+        let bytes_max = (TRAIN_BYTES_MAX as u32).min(self.size * TRAIN_MAX as u32);
+        let takes = leave == self.leave
+            && (1..=self.size).contains(&len)
+            && self.bytes.is_multiple_of(self.size)
+            && self.bytes + len <= bytes_max;
+        self.bytes += if takes { len } else { 0 };
+        takes
+    }
 }
 
 /// What one sending call needs, kept from call to call.
@@ -333,6 +440,26 @@ impl SendBatch {
     pub(crate) fn has_room(&self, messages: usize, pieces: usize) -> bool {
         self.count + messages <= self.headers.len()
             && self.buffers.len() + pieces <= self.buffers_max
+    }
+
+    /// Whether the last message can grow by a piece.
+    pub(crate) fn has_room_behind(&self) -> bool {
+        self.count > 0 && self.buffers.len() < self.buffers_max
+    }
+
+    /// Makes the last message a train of datagrams of `segment` bytes, with one more behind. There is room for it.
+    pub(crate) fn extend(&mut self, arena: &Arena, segment: u16, span: Span) {
+        let index = self.count - 1;
+        let header = &mut self.headers[index].msg_hdr;
+        if header.msg_iovlen == 1 {
+            let control = &mut self.controls[index];
+            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+            header.msg_controllen = control.used() as _;
+            header.msg_control = control.as_mut_ptr().cast();
+        }
+        header.msg_iovlen += 1;
+        assert!(self.buffers.len() < self.buffers_max, "the caller has asked for room");
+        self.buffers.push(arena.iovec(span));
     }
 
     /// Adds a datagram. There is room for it.
@@ -411,7 +538,8 @@ mod tests {
     fn receive(socket: &Datagrams, arena: &mut Arena) -> Vec<(Received, Vec<u8>)> {
         std::thread::sleep(Duration::from_millis(20));
         let mut batch = ReceiveBatch::new();
-        let count = batch.receive(socket, arena).expect("datagrams").expect("leases");
+        let count =
+            batch.receive(socket, arena, RECEIVE_BATCH).expect("datagrams").expect("leases");
         let message = |index| {
             let received = batch.message(index);
             // SAFETY: received into, and held.
@@ -466,6 +594,99 @@ mod tests {
         assert_eq!(bytes, train);
         let (first, payload) = &got[0];
         assert!(got.len() == 4 || (first.segment == 1000 && payload.len() > 1000));
+    }
+
+    /// Sends datagrams of these sizes, receives them in one call and joins what can be: bytes and segments.
+    fn join(sizes: &[usize], size_max: usize) -> Vec<(Vec<u8>, u16)> {
+        let mut arena = Arena::new(256).expect("memory");
+        let ((from, _), (to_socket, to)) = (open(DatagramKind::Udp4), open(DatagramKind::Udp4));
+        let sender = std::net::UdpSocket::from(from.fd);
+        for (mark, &size) in sizes.iter().enumerate() {
+            sender.send_to(&vec![mark as u8; size], to).expect("room");
+        }
+        let mut batch = ReceiveBatch::new();
+        let count = batch.receive(&to_socket, &mut arena, RECEIVE_BATCH).expect("they are there");
+        let (count, mut next, mut trains) = (count.expect("leases"), 0, Vec::new());
+        assert_eq!(count, sizes.len());
+        while next < count {
+            let mut train = batch.message(next);
+            next += 1;
+            next += batch.join(&mut arena, &mut train, next..count, size_max);
+            // SAFETY: received into, and held.
+            let bytes = unsafe { arena.show(train.lease, HEADROOM + train.bytes) };
+            trains.push((bytes[HEADROOM..].to_vec(), train.segment));
+            arena.release(train.lease);
+        }
+        assert_eq!(arena.in_use(), 0, "the leases of what was joined went back");
+        trains
+    }
+
+    #[test]
+    fn datagrams_that_came_one_by_one_are_joined_as_far_as_they_are_alike() {
+        let shapes = |sizes: &[usize], size_max| -> Vec<_> {
+            let trains = join(sizes, size_max);
+            let marks = sizes.iter().enumerate().flat_map(|(mark, &n)| vec![mark as u8; n]);
+            assert!(trains.iter().flat_map(|(bytes, _)| bytes).copied().eq(marks), "in order");
+            trains.iter().map(|(bytes, segment)| (bytes.len(), *segment)).collect()
+        };
+        assert_eq!(shapes(&[1000; 5], 1452), [(5000, 1000)]);
+        assert_eq!(shapes(&[1000; 5], 999), [(1000, 0); 5], "too large for the link");
+        assert_eq!(shapes(&[10, 10, 4, 10], 1452), [(24, 10), (10, 0)], "a short one is the last");
+        assert_eq!(shapes(&[10, 11, 11], 1452), [(10, 0), (22, 11)], "a longer one is the first");
+        assert_eq!(shapes(&[0, 0, 8, 0], 1452), [(0, 0), (0, 0), (8, 0), (0, 0)]);
+        assert_eq!(shapes(&[1; 64], 1452), [(64, 1)]);
+        assert_eq!(shapes(&[1400; 50], 1452), [(64_400, 1400), (5600, 1400)]);
+    }
+
+    #[test]
+    fn datagrams_of_two_senders_are_not_joined() {
+        let mut arena = Arena::new(256).expect("memory");
+        let (to_socket, to) = open(DatagramKind::Udp4);
+        for _ in 0..2 {
+            let (from, _) = open(DatagramKind::Udp4);
+            std::net::UdpSocket::from(from.fd).send_to(b"alike", to).expect("room");
+        }
+        let mut batch = ReceiveBatch::new();
+        assert_eq!(batch.receive(&to_socket, &mut arena, 8).expect("they are there"), Some(2));
+        let mut first = batch.message(0);
+        assert_eq!(batch.join(&mut arena, &mut first, 1..2, 1452), 0);
+    }
+
+    #[test]
+    fn single_datagrams_leave_as_one_train_and_arrive_as_they_were() {
+        let mut arena = Arena::new(256).expect("memory");
+        let (from, _) = open(DatagramKind::Udp4);
+        let receiver = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let to = receiver.local_addr().expect("its address");
+        let leave = Leave { to, from: None, segment: 0, hop_limit: 9, tos: 0 };
+        let mut batch = SendBatch::new(1, 8);
+        let spans = [[1_u8; 700], [2; 700], [3; 700]].map(|bytes| lease_with(&mut arena, &bytes));
+        batch.push(&arena, leave, std::iter::once(spans[0]));
+        let mut joined = Joined::starting(leave, 700, JOINED_BYTES_MAX).expect("small enough");
+        for span in &spans[1..] {
+            assert!(batch.has_room_behind() && joined.takes(leave, span.len));
+            batch.extend(&arena, joined.segment(), *span);
+        }
+        assert!(!joined.takes(Leave { hop_limit: 8, ..leave }, 700), "another way");
+        assert!(!joined.takes(leave, 701), "longer than the first");
+        assert!(joined.takes(leave, 1) && !joined.takes(leave, 700), "a short one is the last");
+        // SAFETY: the leases are held.
+        assert_eq!(unsafe { batch.send(from.fd(), 0) }.expect("room"), 1);
+        for mark in 1..=3 {
+            let mut bytes = [0; 1000];
+            assert_eq!(receiver.recv(&mut bytes).expect("a datagram"), 700);
+            assert_eq!(bytes[..700], [mark; 700]);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_in_a_train_starts_none() {
+        let to = "127.0.0.1:9".parse().expect("an address");
+        let leave = Leave { to, from: None, segment: 0, hop_limit: 0, tos: 0 };
+        assert!(Joined::starting(leave, 0, 1452).is_none());
+        assert!(Joined::starting(leave, 1453, 1452).is_none());
+        assert!(Joined::starting(leave, 1, 0).is_none(), "a ping socket");
+        assert!(Joined::starting(Leave { segment: 10, ..leave }, 100, 1452).is_none());
     }
 
     #[test]

@@ -47,8 +47,10 @@ use usernet_core::rules::Protocol;
 /// Frames taken per turn.
 const FRAMES_PER_TURN: usize = 256;
 
-/// Frames taken before the ops they caused are run: few enough that the payload is still in the cache.
-const FRAMES_PER_STEP: usize = 16;
+/// Frames taken before the ops they caused are run, and their bytes: few enough that the payload is still in the
+/// cache, and enough that small datagrams make a train.
+const FRAMES_PER_STEP: usize = 64;
+const BYTES_PER_STEP: usize = 1 << 20;
 
 /// How often pages that nobody needs are given back.
 const TRIM_PERIOD: Duration = Duration::from_secs(1);
@@ -310,7 +312,8 @@ impl<B: Backend> Engine<B> {
 
     /// The guest's frames. Some: there will be no more.
     fn take_frames(&mut self) -> Option<Ended> {
-        for _ in 0..FRAMES_PER_TURN / FRAMES_PER_STEP {
+        let mut frames = 0;
+        while frames < FRAMES_PER_TURN {
             let taken = match self.take_step() {
                 Ok(taken) => taken,
                 Err(error) => match self.tap.end(&error) {
@@ -322,15 +325,21 @@ impl<B: Backend> Engine<B> {
                 },
             };
             self.flush();
-            if taken < FRAMES_PER_STEP {
+            if taken == 0 {
                 break;
             }
+            frames += taken;
         }
         None
     }
 
+    /// Some of the frames that are there: how many; 0, if there are no more.
     fn take_step(&mut self) -> io::Result<usize> {
+        let mut bytes = 0;
         for taken in 0..FRAMES_PER_STEP {
+            if bytes >= BYTES_PER_STEP {
+                return Ok(taken);
+            }
             let raw = match self.backend.next_frame(&self.tap, &mut self.queue.arena)? {
                 FromTap::Frame(raw) => raw,
                 FromTap::Empty => return Ok(taken),
@@ -339,6 +348,7 @@ impl<B: Backend> Engine<B> {
                     return Ok(taken);
                 }
             };
+            bytes += raw.bytes;
             let Ok((len, offload)) = self.tap.decode(&self.queue.arena, raw) else {
                 self.count(Counter::BadVnetHeaders);
                 self.queue.arena.release(raw.lease);

@@ -6,7 +6,7 @@ use usernet_core::{Input, LocalId, SocketId};
 
 use crate::backend::{Backend, Event, Ready, Token};
 use crate::counters::Counter;
-use crate::datagram::RECEIVE_BATCH;
+use crate::datagram::{RECEIVE_BATCH, RECEIVE_FIRST};
 use crate::engine::Engine;
 use crate::errno::host_error;
 use crate::errqueue;
@@ -148,12 +148,14 @@ impl<B: Backend> Engine<B> {
         if !ready.read {
             return;
         }
-        for _ in 0..BATCHES_PER_TURN {
+        let further = std::iter::repeat_n(RECEIVE_BATCH, BATCHES_PER_TURN - 1);
+        for count_max in std::iter::once(RECEIVE_FIRST).chain(further) {
             let Some(datagrams) = self.table.datagrams(socket) else { return };
-            match self.receive_batch.receive(datagrams, &mut self.queue.arena) {
+            let joined_max = if datagrams.is_ping { 0 } else { self.tap.joined_max() };
+            match self.receive_batch.receive(datagrams, &mut self.queue.arena, count_max) {
                 Ok(Some(count)) => {
-                    self.on_received(socket, count);
-                    if count < RECEIVE_BATCH {
+                    self.on_received(socket, count, joined_max);
+                    if count < count_max {
                         return;
                     }
                     // What the core sends on gives its leases back.
@@ -168,10 +170,21 @@ impl<B: Backend> Engine<B> {
         self.again.push(Token::socket(socket));
     }
 
-    fn on_received(&mut self, socket: SocketId, count: usize) {
-        for index in 0..count {
-            let received = self.receive_batch.message(index);
+    /// The messages of a batch; datagrams of up to `joined_max` bytes that follow each other become trains.
+    fn on_received(&mut self, socket: SocketId, count: usize, joined_max: usize) {
+        let mut next = 0;
+        while next < count {
+            let mut received = self.receive_batch.message(next);
             let lease = received.lease;
+            next += 1;
+            if !received.is_truncated {
+                let (batch, arena) = (&self.receive_batch, &mut self.queue.arena);
+                let joined = batch.join(arena, &mut received, next..count, joined_max);
+                next += joined;
+                if joined > 0 {
+                    self.count(Counter::TrainsJoined);
+                }
+            }
             self.busy.on_moved(received.bytes);
             let (Some(from), false) = (received.from, received.is_truncated) else {
                 self.count(Counter::DatagramsTruncated);

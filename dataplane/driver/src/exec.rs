@@ -10,7 +10,7 @@ use usernet_core::{
 
 use crate::backend::{Backend, Token};
 use crate::counters::Counter;
-use crate::datagram::{Datagrams, Leave, TRAIN_MAX};
+use crate::datagram::{Datagrams, Joined, Leave, TRAIN_MAX};
 use crate::engine::Engine;
 use crate::errno::host_error;
 use crate::locals::Locals;
@@ -383,10 +383,16 @@ impl<B: Backend> Engine<B> {
     fn send_to(&mut self, socket: SocketId, ops: &[Op]) -> usize {
         self.send_batch.clear();
         self.outgoing.clear();
+        let joined_max = self.table.datagrams(socket).map_or(0, |datagrams| datagrams.joined_max);
+        let mut last: Option<Joined> = None;
         let mut taken = 0;
         while let Some((leave, count)) = datagram(&self.locals, &ops[taken..], socket) {
-            if !self.put_together(leave, ops, taken, count) {
-                break;
+            let single = if count == 1 { span_of(&ops[taken]) } else { None };
+            if !self.join_last(&mut last, leave, single) {
+                if !self.put_together(leave, ops, taken, count) {
+                    break;
+                }
+                last = single.and_then(|span| Joined::starting(leave, span.len, joined_max));
             }
             taken += count;
         }
@@ -402,6 +408,22 @@ impl<B: Backend> Engine<B> {
             }
         }
         taken
+    }
+
+    /// Adds a single datagram to the message before it, if the two can be one train. False: it is a message of its own.
+    fn join_last(&mut self, last: &mut Option<Joined>, leave: Leave, single: Option<Span>) -> bool {
+        let (Some(joined), Some(span)) = (last, single) else { return false };
+        let Some(outgoing) = self.outgoing.last_mut() else { return false };
+        if !self.send_batch.has_room_behind() || !joined.takes(leave, span.len) {
+            return false;
+        }
+        if outgoing.ops == 1 {
+            self.counters.count(Counter::TrainsJoined);
+        }
+        outgoing.leave.segment = joined.segment();
+        outgoing.ops += 1;
+        self.send_batch.extend(&self.queue.arena, joined.segment(), span);
+        true
     }
 
     /// Adds one datagram, or the trains that a long train is made of. False: no room.
@@ -454,13 +476,16 @@ impl<B: Backend> Engine<B> {
                 }
                 Err(error) => error,
             };
+            let outgoing = self.outgoing[next];
             // With IP_RECVERR a call may fail with an earlier datagram's error, once.
-            let is_train = self.outgoing[next].leave.segment != 0;
-            if !has_retried && !sys::would_block(&error) && !is_train {
+            let is_uncut = outgoing.leave.segment != 0 && is_about_size(&error);
+            if !has_retried && !sys::would_block(&error) && !is_uncut {
                 has_retried = true;
                 continue;
             }
-            let outgoing = self.outgoing[next];
+            if is_uncut && outgoing.ops > 1 {
+                datagrams.joined_max = outgoing.leave.segment - 1;
+            }
             self.on_unsent(socket, ops, outgoing, &error);
             next += 1;
             has_retried = false;
@@ -471,7 +496,7 @@ impl<B: Backend> Engine<B> {
     fn on_unsent(&mut self, socket: SocketId, ops: &[Op], outgoing: Outgoing, error: &io::Error) {
         let Outgoing { leave, first, ops: count, part } = outgoing;
         if sys::would_block(error) || error.raw_os_error() == Some(libc::ENOBUFS) {
-            return self.count(Counter::DatagramsDropped);
+            return (0..count).for_each(|_| self.count(Counter::DatagramsDropped));
         }
         if leave.segment != 0 {
             // The path's MTU is smaller than the guest's, or the device cannot.
@@ -549,6 +574,12 @@ fn datagram(locals: &Locals, ops: &[Op], socket: SocketId) -> Option<(Leave, usi
         }
     }
     leave.map(|leave| (leave, count))
+}
+
+/// Whether an error says that a train cannot be cut: its datagrams are too large for the path, or nobody on it sums
+/// them up (`udp_send_skb`).
+fn is_about_size(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE | libc::EIO))
 }
 
 fn span_of(op: &Op) -> Option<Span> {

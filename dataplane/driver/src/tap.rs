@@ -175,6 +175,13 @@ impl Tap {
         result
     }
 
+    /// The largest datagrams that are worth joining into trains for the guest: those that need not be fragmented, and
+    /// none if the trains would be cut here again.
+    pub(crate) fn joined_max(&self) -> usize {
+        const HEADERS: usize = 40 + 8;
+        if self.offload.uso { usize::from(self.mtu).saturating_sub(HEADERS) } else { 0 }
+    }
+
     /// Which it is.
     pub(crate) fn kind(&self) -> LinkKind {
         self.kind

@@ -2,7 +2,22 @@
 
 use std::time::Duration;
 
-use usernet_lab::{Daemon, Lab, on_both_backends, serial, wait_until, wan_addresses};
+use usernet_lab::{
+    Daemon, Done, Lab, Running, on_both_backends, serial, wait_until, wan_addresses,
+};
+
+/// A paced flood is received, all but what a busy machine may lose.
+#[track_caller]
+fn is_counted(count: Running, flood: Running) {
+    let number = |done: Done| -> u64 {
+        let out = done.ok();
+        let line = out.lines().last().unwrap_or_default();
+        line.split(' ').next().and_then(|n| n.parse().ok()).expect("a number comes first")
+    };
+    let sent = number(flood.done_within(Duration::from_secs(20)));
+    let received = number(count.done_within(Duration::from_secs(20)));
+    assert!(sent > 1000 && received <= sent && received > sent * 9 / 10, "{received} of {sent}");
+}
 
 on_both_backends! {
     fn datagrams_of_every_size_come_back(backend) needs [] {
@@ -97,6 +112,46 @@ on_both_backends! {
         assert_eq!(seen[0], "10.0.2.2:4321");
         assert_eq!(seen[..3], seen[3..], "each stays who it is");
         assert!(seen[0] != seen[1] && seen[1] != seen[2] && seen[0] != seen[2], "{seen:?}");
+    }
+
+    fn floods_arrive_whole_both_ways_and_most_of_them_in_trains(backend) needs [] {
+        let _turn = serial();
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let daemon = Daemon::start(&lab, &guest, backend, &["--forward", "9100:9100/udp"]);
+        let helper = lab.program("usernet-lab");
+        let (wan, forward) = ("192.0.2.1:9000", "192.0.2.1:9100");
+        // Ten datagrams at a time: that they follow each other closely is all that a train needs.
+        let flood = ["1200", "300", "rate=10000"];
+        let start = |namespace: &usernet_lab::Namespace, args: &[&str]| {
+            namespace.spawn(&[&[&*helper], args].concat())
+        };
+        let there = start(lab.host(), &["count", "at", wan]).wait_for("ready");
+        let out = start(&guest, &[&["flood", "to", wan][..], &flood].concat());
+        is_counted(there, out);
+        let there = start(lab.host(), &[&["flood", "back", wan][..], &flood].concat());
+        let back = there.wait_for("ready");
+        is_counted(start(&guest, &["count", "from", wan]), back);
+        let here = start(&guest, &["count", "at", "0.0.0.0:9100"]).wait_for("ready");
+        let inward = start(lab.host(), &[&["flood", "to", forward][..], &flood].concat());
+        is_counted(here, inward);
+        assert!(daemon.counter("driver_trains_joined") > 100);
+        assert_eq!(daemon.counter("driver_trains_cut"), 0);
+    }
+
+    fn datagrams_that_the_path_has_to_fragment_are_joined_no_more(backend) needs ["ip"] {
+        let _turn = serial();
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let far = lab.router();
+        let _cable = lab.cable(lab.host(), &far, &[]);
+        lab.host().ip("link set cable0 mtu 1300");
+        let daemon = Daemon::start(&lab, &guest, backend, &[]);
+        let helper = lab.program("usernet-lab");
+        let there = far.spawn(&[&helper, "count", "at", "198.51.100.2:9000"]).wait_for("ready");
+        let flood = ["flood", "to", "198.51.100.2:9000", "1400", "300", "rate=10000"];
+        is_counted(there, guest.spawn(&[&[&*helper], &flood[..]].concat()));
+        assert_eq!(daemon.counter("driver_trains_cut"), 1, "once is enough to know");
     }
 
     fn iperf3_udp_runs_both_ways(backend) needs ["iperf3"] {

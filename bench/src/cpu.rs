@@ -52,6 +52,17 @@ fn stat_field(pid: i32, index: usize) -> Option<f64> {
     after_name.split_whitespace().nth(index)?.parse().ok()
 }
 
+/// How often the threads of a process have gone to sleep by themselves, and so woken up.
+pub(crate) fn switches(pid: i32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of_task = |task: fs::DirEntry| -> Option<u64> {
+        let status = fs::read_to_string(task.path().join("status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line?.trim().parse().ok()
+    };
+    tasks.filter_map(of_task).sum()
+}
+
 /// A process and all that descend from it.
 pub(crate) fn descendants(root: i32) -> Vec<i32> {
     let parents: Vec<(i32, i32)> = fs::read_dir("/proc")
@@ -74,6 +85,13 @@ pub(crate) fn descendants(root: i32) -> Vec<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_that_sleeps_is_seen_to_wake_up() {
+        let before = switches(std::process::id() as i32);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        assert!(switches(std::process::id() as i32) > before);
+    }
 
     #[test]
     fn time_in_which_nothing_ran_is_not_used() {

@@ -50,7 +50,7 @@ const CONNECTIONS: &str =
 pub(crate) const GROUPS: [Group; 11] = [
     Group {
         name: "rest",
-        about: "time to ready, memory idle and afterwards",
+        about: "time to ready, wake-ups, memory idle, with many flows, and of many instances",
         run: Run::InSession(usual, rest::idle),
     },
     Group {
@@ -78,14 +78,23 @@ pub(crate) const GROUPS: [Group; 11] = [
         about: "TCP streams of small writes",
         run: Run::InSession(usual, small_writes::run),
     },
-    Group { name: "udp", about: "UDP", run: Run::InSession(usual, udp::run) },
     Group {
         name: "rest",
-        about: "time to ready, memory idle and afterwards",
+        about: "time to ready, wake-ups, memory idle, with many flows, and of many instances",
         run: Run::InSession(usual, rest::afterwards),
     },
     Group { name: "connections", about: CONNECTIONS, run: Run::Alone(connections::inbound) },
     Group { name: "forward", about: "forwarded ports", run: Run::Alone(forward::run) },
+    Group {
+        name: "udp",
+        about: "floods of datagrams and trains, both ways and through a forwarded port",
+        run: Run::Alone(udp::run),
+    },
+    Group {
+        name: "rest",
+        about: "time to ready, wake-ups, memory idle, with many flows, and of many instances",
+        run: Run::Alone(rest::many),
+    },
     Group { name: "paths", about: "paths with delay and loss", run: Run::Alone(paths::run) },
 ];
 

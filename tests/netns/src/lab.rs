@@ -172,7 +172,9 @@ impl Lab {
             if crate::skip::has_ipv6() {
                 lines += &format!("addr add 2001:db8:1::{host}/64 dev cable{end} nodad\n");
             }
-            namespace.ip(&format!("{lines}link set cable{end} up\nlink set lo up"));
+            // What is lost shall be lost by the cable, whenever the machine lets it run.
+            let up = format!("link set cable{end} txqueuelen 10000 up");
+            namespace.ip(&format!("{lines}{up}\nlink set lo up"));
         }
         cable
     }

@@ -2,8 +2,8 @@
 //! not every kernel has.
 //!
 //! Runs with the host's capabilities, makes a TAP in each of two network namespaces and copies frames one by one.
-//! Each frame's fate comes from a seeded generator, so that a run can be repeated as far as the kernels at both
-//! ends repeat theirs.
+//! Each direction has a seeded generator of its own: what becomes of its n-th frame does not depend on the other
+//! direction, nor on time, so that a run can be repeated as far as the kernels at both ends repeat theirs.
 
 use std::collections::BinaryHeap;
 use std::fs::{File, OpenOptions};
@@ -14,21 +14,22 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket,
 };
+use nix::sys::time::TimeSpec;
 
 use super::Outcome;
 
-/// Frames under way in one direction, at most: the queue of a slow line.
-const QUEUE_FRAMES_MAX: usize = 1000;
+/// Frames under way in one direction, at most, unless it is said: the line itself and the queue in front of it.
+const QUEUE_FRAMES: u64 = 1000;
 /// The largest frame: the TAPs have no offload.
 const FRAME_BYTES_MAX: usize = 65_536;
 
 /// What is wrong with the cable.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Faults {
     /// Frames lost, in ten thousand.
     loss: u64,
@@ -40,11 +41,13 @@ struct Faults {
     delay: Duration,
     /// Bits per second; 0: no limit.
     rate: u64,
-    /// Of the generator.
+    /// Frames under way in one direction, at most.
+    queue: u64,
+    /// Of the generators.
     seed: u64,
 }
 
-/// `cable PID NAME PID NAME [loss=N] [reorder=N] [duplicate=N] [delay-ms=N] [rate=N] [seed=N]`.
+/// `cable PID NAME PID NAME [loss=N] [reorder=N] [duplicate=N] [delay-ms=N] [delay-us=N] [rate=N] [queue=N] [seed=N]`.
 pub(super) fn main(args: &[&str]) -> Outcome {
     let [pid_a, name_a, pid_b, name_b, faults @ ..] = args else {
         return Err("PID NAME PID NAME, then what is wrong with the cable".into());
@@ -95,7 +98,8 @@ pub(super) fn plug(pid: &str, name: &str, path: &str) -> Outcome {
 }
 
 fn parse(words: &[&str]) -> Result<Faults, Box<dyn std::error::Error>> {
-    let mut faults = Faults { seed: 1, ..Faults::default() };
+    let (delay, queue) = (Duration::ZERO, QUEUE_FRAMES);
+    let mut faults = Faults { loss: 0, reorder: 0, duplicate: 0, delay, rate: 0, queue, seed: 1 };
     for word in words {
         let (name, value) = word.split_once('=').ok_or("NAME=VALUE")?;
         let value: u64 = value.parse()?;
@@ -104,6 +108,8 @@ fn parse(words: &[&str]) -> Result<Faults, Box<dyn std::error::Error>> {
             "reorder" => faults.reorder = value,
             "duplicate" => faults.duplicate = value,
             "delay-ms" => faults.delay = Duration::from_millis(value),
+            "delay-us" => faults.delay = Duration::from_micros(value),
+            "queue" => faults.queue = value,
             "rate" => faults.rate = value,
             "seed" => faults.seed = value.max(1),
             _ => return Err(format!("no fault is called {name}").into()),
@@ -161,6 +167,18 @@ struct Direction {
     under_way: BinaryHeap<Frame>,
     /// When the line has sent what was given to it.
     is_free_at: Instant,
+    /// State of the generator.
+    random: u64,
+}
+
+impl Direction {
+    /// A number below 10,000 (xorshift64*).
+    fn chance(&mut self) -> u64 {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        (self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) % 10_000
+    }
 }
 
 struct Cable {
@@ -168,15 +186,20 @@ struct Cable {
     /// Towards the end of the same index.
     directions: [Direction; 2],
     faults: Faults,
-    random: u64,
     frames: u64,
+    buffer: Vec<u8>,
 }
 
 impl Cable {
     fn new(ends: [File; 2], faults: Faults) -> Self {
-        let direction = || Direction { under_way: BinaryHeap::new(), is_free_at: Instant::now() };
-        let directions = [direction(), direction()];
-        Self { ends, directions, faults, random: faults.seed, frames: 0 }
+        let direction = |seed| {
+            let (under_way, is_free_at) = (BinaryHeap::new(), Instant::now());
+            Direction { under_way, is_free_at, random: seed }
+        };
+        // Any number but zero; the factor keeps the two far apart.
+        let other = faults.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let directions = [direction(faults.seed), direction(other)];
+        Self { ends, directions, faults, frames: 0, buffer: vec![0; FRAME_BYTES_MAX] }
     }
 
     fn run(mut self) -> Outcome {
@@ -194,36 +217,19 @@ impl Cable {
     fn wait(&self) -> nix::Result<()> {
         let next =
             self.directions.iter().filter_map(|d| d.under_way.peek()).map(|f| f.arrives).min();
-        let timeout = match next {
-            None => PollTimeout::NONE,
-            Some(at) => {
-                let left = at.saturating_duration_since(Instant::now());
-                // Milliseconds, rounded up: a turn too late is better than a busy loop.
-                PollTimeout::try_from(left.as_micros().div_ceil(1000) as u32)
-                    .unwrap_or(PollTimeout::MAX)
-            }
-        };
+        let left = next.map(|at| at.saturating_duration_since(Instant::now()));
         let mut ends = [0, 1].map(|end| PollFd::new(self.ends[end].as_fd(), PollFlags::POLLIN));
-        poll(&mut ends, timeout).map(|_| ())
-    }
-
-    /// A number below 10,000 (xorshift64*).
-    fn chance(&mut self) -> u64 {
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        (self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) % 10_000
+        ppoll(&mut ends, left.map(TimeSpec::from_duration), None).map(|_| ())
     }
 
     /// Takes what the end `from` has sent.
     fn take(&mut self, from: usize) {
-        let mut buffer = vec![0; FRAME_BYTES_MAX];
-        while let Ok(n) = self.ends[from].read(&mut buffer) {
-            let is_lost = self.chance() < self.faults.loss;
-            let overtakes = self.chance() < self.faults.reorder;
-            let is_doubled = self.chance() < self.faults.duplicate;
-            let to = &mut self.directions[1 - from];
-            if is_lost || to.under_way.len() >= QUEUE_FRAMES_MAX {
+        let to = &mut self.directions[1 - from];
+        while let Ok(n) = self.ends[from].read(&mut self.buffer) {
+            let is_lost = to.chance() < self.faults.loss;
+            let overtakes = to.chance() < self.faults.reorder;
+            let is_doubled = to.chance() < self.faults.duplicate;
+            if is_lost || to.under_way.len() as u64 >= self.faults.queue {
                 continue;
             }
             let now = Instant::now();
@@ -233,7 +239,7 @@ impl Cable {
             let arrives = if overtakes { now } else { to.is_free_at + self.faults.delay };
             for _ in 0..=u64::from(is_doubled) {
                 self.frames += 1;
-                let bytes = buffer[..n].to_vec();
+                let bytes = self.buffer[..n].to_vec();
                 to.under_way.push(Frame { arrives, number: self.frames, bytes });
             }
         }

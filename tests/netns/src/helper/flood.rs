@@ -159,7 +159,7 @@ pub(super) fn count(args: &[&str]) -> Outcome {
         _ => return Err("at or from?".into()),
     };
     setsockopt(&socket, RcvBuf, &BUFFER_BYTES)?;
-    if options == &["gro"] {
+    if *options == ["gro"] {
         setsockopt(&socket, UdpGroSegment, &true)?;
     }
     if *how == "at" {

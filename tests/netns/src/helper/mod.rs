@@ -10,6 +10,7 @@
 //! | `plug PID NAME SOCKET` | a TAP whose frames go by a `SOCK_SEQPACKET` socket |
 //! | `with-tap PID NAME FD -- COMMAND` | becomes a command that has a TAP of another namespace open |
 //! | `flood …`, `count …` | datagrams by the hundred thousand: [`flood`] |
+//! | `many …` | connections by the thousand: [`many`] |
 //! | `serve`, `get`, … | traffic: [`peers`] |
 //! | `ping-pong`, `storm` | traffic that is measured: [`load`] |
 //!
@@ -19,6 +20,7 @@ pub mod cable;
 mod load;
 pub mod flood;
 pub mod machine;
+pub mod many;
 mod namespaces;
 pub use namespaces::TEST_USER;
 pub mod peers;
@@ -47,6 +49,7 @@ pub fn main(args: Vec<String>) -> ExitCode {
         ["with-tap", pid, name, fd, "--", command @ ..] => cable::with_tap(pid, name, fd, command),
         [load @ ("ping-pong" | "storm"), rest @ ..] => load::main(load, rest),
         ["flood", rest @ ..] => flood::flood(rest),
+        ["many", rest @ ..] => many::main(rest),
         ["count", rest @ ..] => flood::count(rest),
         [peer, rest @ ..] => peers::main(peer, rest),
         [] => Err("which command?".into()),

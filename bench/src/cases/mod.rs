@@ -47,7 +47,7 @@ const CONNECTIONS: &str =
     "connect, ask, answer, close: 1 and 16 at a time, from the guest and to it";
 
 /// In the order in which they run.
-pub(crate) const GROUPS: [Group; 11] = [
+pub(crate) const GROUPS: [Group; 12] = [
     Group {
         name: "rest",
         about: "time to ready, wake-ups, memory idle, with many flows, and of many instances",

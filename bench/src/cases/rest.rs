@@ -14,8 +14,9 @@ use crate::session::Session;
 
 /// Where the server for many connections is.
 const MANY: &str = "192.0.2.1:7100";
-/// How long connections may take until all of them are there.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long connections may take until all of them are there, and in a smoke test.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE_QUICK: Duration = Duration::from_secs(8);
 /// Instances of a contender at once.
 const INSTANCES: usize = 100;
 
@@ -57,7 +58,8 @@ pub(crate) fn many(
     let guest = session.client();
     let memory = |collector: &mut Collector<'_>, id, label: &str, client: Running| {
         let metric = Metric::cost(id, label, "MiB");
-        match ready(client) {
+        let patience = if effort.is_quick { PATIENCE_QUICK } else { PATIENCE };
+        match ready(client, patience) {
             Ok(client) => {
                 // Pages that opening needed, and holding does not, go back within a second or two.
                 let settle = if effort.is_quick { 500 } else { 2500 };
@@ -79,12 +81,12 @@ pub(crate) fn many(
 }
 
 /// Waits until all connections are there.
-fn ready(mut client: Running) -> Result<Running, String> {
-    let is_over = wait_until(PATIENCE, || client.out().contains("ready") || !client.is_running());
+fn ready(mut client: Running, patience: Duration) -> Result<Running, String> {
+    let is_over = wait_until(patience, || client.out().contains("ready") || !client.is_running());
     if client.out().contains("ready") && client.is_running() {
         return Ok(client);
     }
-    let why = if is_over { "" } else { "not within a minute: " };
+    let why = if is_over { "" } else { "not all of them in time: " };
     Err(format!("{why}{}", client.done_within(Duration::ZERO)))
 }
 

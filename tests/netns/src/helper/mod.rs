@@ -17,8 +17,8 @@
 //! It has one thread while it deals with namespaces.
 
 pub mod cable;
-mod load;
 pub mod flood;
+mod load;
 pub mod machine;
 pub mod many;
 mod namespaces;

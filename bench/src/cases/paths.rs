@@ -41,7 +41,7 @@ pub(crate) fn run(
         Err(why) => return collector.fail("paths", why),
     };
     if effort.is_quick {
-        return path(&session, QUICK.0, QUICK.1, 2, collector);
+        return path(&session, QUICK.0, QUICK.1, 1, collector);
     }
     for delay_ms in DELAYS_MS {
         for loss in LOSSES {

@@ -36,7 +36,7 @@ const NUMBER_BYTES: usize = 8;
 /// In place of a number: this was all.
 const END: u64 = u64::MAX;
 /// How often, and how far apart, the end is told: the queues on the way may be full.
-const ENDS: u32 = 20;
+const ENDS: u32 = 6;
 const BETWEEN_ENDS: Duration = Duration::from_millis(10);
 /// How long the first datagram may take, and every further one.
 const PATIENCE: Duration = Duration::from_secs(10);

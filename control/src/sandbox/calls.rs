@@ -215,7 +215,7 @@ pub const LIST: &[Entry] = &[
     // Sockets.
     entry!(SYS_socket, YES, YES, NO).only(INTERNET_SOCKETS),
     entry!(SYS_bind, YES, rare("a listener in the namespace"), NO),
-    entry!(SYS_connect, YES, YES, NO),
+    entry!(SYS_connect, YES, NO, NO),
     entry!(SYS_listen, YES, rare("a listener in the namespace"), NO),
     entry!(SYS_accept4, YES, NO, NO),
     entry!(SYS_shutdown, YES, NO, NO),

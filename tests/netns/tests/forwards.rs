@@ -37,6 +37,19 @@ on_both_backends! {
         assert_eq!(daemon.counter("tcp_spliced"), 4);
     }
 
+    fn each_of_many_short_connections_is_joined(backend) needs [] {
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let daemon = Daemon::start(&lab, &guest, backend, &["--forward", "8080:80"]);
+        let _server = guest.serve(&["127.0.0.1:80", "[::1]:80"]);
+        for host in ["127.0.0.1:8080", "[::1]:8080"] {
+            let tally = lab.host().peer(&["storm", host, "4", "100", "30000", "200"]).ok();
+            let tally: serde_json::Value = serde_json::from_str(&tally).expect("JSON");
+            assert_eq!((&tally["done"], &tally["errors"]), (&json!(200), &json!({})), "{host}");
+        }
+        assert_eq!(daemon.counter("tcp_spliced"), 400);
+    }
+
     fn a_loopback_client_appears_as_the_gateway_where_the_server_is_not_on_loopback(backend) needs [] {
         let lab = Lab::new();
         let guest = lab.guest();

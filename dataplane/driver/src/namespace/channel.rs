@@ -1,4 +1,4 @@
-//! The socket pair between the daemon and its helper: whole messages, each with at most one descriptor.
+//! The socket pair between the daemon and its helper: whole messages, each with a few descriptors.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -11,6 +11,8 @@ use nix::sys::socket::{
 
 /// No message is longer: one that is would be cut by the reader's buffer.
 pub(super) const MESSAGE_BYTES_MAX: usize = 4096;
+/// No message carries more: what the reader's buffer has no room for is closed.
+pub(super) const DESCRIPTORS_MAX: usize = 16;
 
 /// One end.
 #[derive(Debug)]
@@ -19,7 +21,7 @@ pub(super) struct Channel(OwnedFd);
 /// What came out of it.
 pub(super) enum Received {
     /// A message of so many bytes.
-    Message(usize, Option<OwnedFd>),
+    Message(usize, Vec<OwnedFd>),
     /// The other end is closed.
     HungUp,
 }
@@ -32,11 +34,16 @@ impl Channel {
         Ok((Self(a), Self(b)))
     }
 
-    /// Sends `bytes`, and a duplicate of `descriptor` with them.
-    pub(super) fn send(&self, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    /// Sends `bytes`, and duplicates of `descriptors` with them.
+    pub(super) fn send<'a>(
+        &self,
+        bytes: &[u8],
+        descriptors: impl IntoIterator<Item = BorrowedFd<'a>>,
+    ) -> io::Result<()> {
+        let raw: Vec<RawFd> = descriptors.into_iter().map(|fd| fd.as_raw_fd()).collect();
         debug_assert!(bytes.len() <= MESSAGE_BYTES_MAX, "the reader's buffer is no larger");
-        let raw = descriptor.map(|fd| [fd.as_raw_fd()]);
-        let rights = raw.as_ref().map(|raw| ControlMessage::ScmRights(raw));
+        debug_assert!(raw.len() <= DESCRIPTORS_MAX, "the reader has no room for more");
+        let rights = (!raw.is_empty()).then_some(ControlMessage::ScmRights(&raw));
         let control = rights.as_slice();
         let data = [IoSlice::new(bytes)];
         retry(|| sendmsg::<()>(self.0.as_raw_fd(), &data, control, MsgFlags::MSG_NOSIGNAL, None))?;
@@ -45,23 +52,22 @@ impl Channel {
 
     /// Waits for a message.
     pub(super) fn receive(&self, buffer: &mut [u8; MESSAGE_BYTES_MAX]) -> io::Result<Received> {
-        let mut control = nix::cmsg_space!([RawFd; 1]);
+        let mut control = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
         retry(|| {
             let mut data = [IoSliceMut::new(buffer)];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
             let received = recvmsg::<()>(self.0.as_raw_fd(), &mut data, Some(&mut control), flags)?;
-            let mut descriptor = None;
+            let mut descriptors = Vec::new();
             for message in received.cmsgs()? {
                 if let ControlMessageOwned::ScmRights(raw) = message {
-                    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it. At most
-                    // one fits in the control buffer.
-                    descriptor = raw.first().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) });
+                    // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
+                    descriptors.extend(raw.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }));
                 }
             }
             // No message of ours is empty: a length of zero is the end (recv(2)).
             Ok(match received.bytes {
                 0 => Received::HungUp,
-                length => Received::Message(length, descriptor),
+                length => Received::Message(length, descriptors),
             })
         })
         .map_err(io::Error::from)
@@ -91,19 +97,22 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn a_message_carries_a_descriptor_that_works() {
+    fn a_message_carries_descriptors_that_work() {
         let (here, there) = Channel::pair().unwrap();
         let (mut ours, passed) = UnixStream::pair().unwrap();
 
-        here.send(b"take it", Some(passed.as_fd())).unwrap();
+        here.send(b"take it", [passed.as_fd(); DESCRIPTORS_MAX]).unwrap();
         let mut buffer = [0; MESSAGE_BYTES_MAX];
-        let Received::Message(7, Some(fd)) = there.receive(&mut buffer).unwrap() else {
-            panic!("seven bytes and a descriptor were sent");
+        let Received::Message(7, mut fds) = there.receive(&mut buffer).unwrap() else {
+            panic!("seven bytes were sent");
         };
 
         assert_eq!(&buffer[..7], b"take it");
+        assert_eq!(fds.len(), DESCRIPTORS_MAX);
         drop(passed);
-        UnixStream::from(fd).write_all(b"x").unwrap();
+        let last = fds.pop().unwrap();
+        drop(fds);
+        UnixStream::from(last).write_all(b"x").unwrap();
         let mut read = String::new();
         ours.read_to_string(&mut read).unwrap();
         assert_eq!(read, "x");

@@ -10,13 +10,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, send, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socket};
 use nix::unistd::{ForkResult, Pid, fork, getppid};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
-use super::channel::{Channel, MESSAGE_BYTES_MAX, Received};
+use super::channel::{Channel, DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, Received};
 use super::configure::configure;
 use super::listen;
 use super::message::{Failure, Report, SocketReply, SocketRequest, Step, Wanted};
@@ -264,26 +262,25 @@ fn answer(channel: &Channel) -> Option<()> {
     };
     let SocketRequest { sequence, wanted } = SocketRequest::decode(buffer.get(..length)?)?;
     let opened = match wanted {
-        Wanted::Connected(to) => open_connection(to),
+        Wanted::ToConnect(to) => open_several(to),
         Wanted::Listening { protocol, at, interface } => {
-            listen::open(protocol, at, interface.as_deref())
+            listen::open(protocol, at, interface.as_deref()).map(|socket| vec![socket])
         }
     };
     let reply = SocketReply { sequence, error: opened.as_ref().err().copied() };
-    let socket = opened.as_ref().ok().map(OwnedFd::as_fd);
-    channel.send(&reply.encode(), socket).ok()
+    channel.send(&reply.encode(), opened.iter().flatten().map(OwnedFd::as_fd)).ok()
 }
 
-/// A socket that is connected or connecting.
-fn open_connection(to: SocketAddr) -> nix::Result<OwnedFd> {
+/// Sockets that are not connected yet, as many as a message carries: the daemon connects them, one after the other.
+fn open_several(to: SocketAddr) -> nix::Result<Vec<OwnedFd>> {
     let family = match to.is_ipv4() {
         true => AddressFamily::Inet,
         false => AddressFamily::Inet6,
     };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket(family, SockType::Stream, flags, None)?;
-    match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
-        Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
-        Err(other) => Err(other),
-    }
+    let open = || socket(family, SockType::Stream, flags, None);
+    let mut sockets = vec![open()?];
+    // One is enough to go on with.
+    sockets.extend((1..DESCRIPTORS_MAX).map_while(|_| open().ok()));
+    Ok(sockets)
 }

@@ -153,8 +153,8 @@ pub(super) struct SocketRequest {
 /// What kind of socket, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// A TCP socket that is connected or connecting.
-    Connected(SocketAddr),
+    /// Some TCP sockets that can be connected to this address.
+    ToConnect(SocketAddr),
     /// A TCP socket that listens, or a bound UDP socket.
     Listening {
         /// Which of them.
@@ -167,7 +167,7 @@ pub(super) enum Wanted {
 }
 
 impl SocketRequest {
-    const CONNECTED: u8 = 1;
+    const TO_CONNECT: u8 = 1;
     const LISTENING_TCP: u8 = 2;
     const LISTENING_UDP: u8 = 3;
 
@@ -175,7 +175,7 @@ impl SocketRequest {
     /// carried: loopback has none, and elsewhere it is the interface's.
     pub(super) fn encode(&self) -> Vec<u8> {
         let (kind, at, interface) = match &self.wanted {
-            Wanted::Connected(to) => (Self::CONNECTED, to, None),
+            Wanted::ToConnect(to) => (Self::TO_CONNECT, to, None),
             Wanted::Listening { protocol: Protocol::Tcp, at, interface } => {
                 (Self::LISTENING_TCP, at, interface.as_deref())
             }
@@ -206,7 +206,7 @@ impl SocketRequest {
         let interface = std::str::from_utf8(interface).ok()?;
         let interface = (!interface.is_empty()).then(|| interface.to_owned());
         let wanted = match (*kind, interface) {
-            (Self::CONNECTED, None) => Wanted::Connected(at),
+            (Self::TO_CONNECT, None) => Wanted::ToConnect(at),
             (Self::LISTENING_TCP, interface) => {
                 Wanted::Listening { protocol: Protocol::Tcp, at, interface }
             }
@@ -219,7 +219,7 @@ impl SocketRequest {
     }
 }
 
-/// Answers one; the socket comes with it unless there is an error.
+/// Answers one; what was asked for comes with it unless there is an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SocketReply {
     /// Of the request.
@@ -276,7 +276,7 @@ mod tests {
                 interface: interface.map(str::to_owned),
             };
             for wanted in [
-                Wanted::Connected(at),
+                Wanted::ToConnect(at),
                 listening(Protocol::Tcp, None),
                 listening(Protocol::Udp, Some("lo")),
             ] {

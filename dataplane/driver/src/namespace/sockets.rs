@@ -14,7 +14,7 @@ use usernet_core::rules::Protocol;
 use super::channel::{Channel, MESSAGE_BYTES_MAX, Received};
 use super::message::{Report, SocketReply, SocketRequest, Wanted};
 use super::ports::{LISTS, Ports};
-use crate::NamespaceSockets;
+use crate::{NamespaceSockets, sys};
 
 /// The helper answers within 50 µs; after this it is given up, because a shard waits meanwhile.
 const REPLY_TIMEOUT_S: libc::time_t = 1;
@@ -28,22 +28,24 @@ struct Questions {
 }
 
 impl Questions {
-    fn ask(&mut self, wanted: Wanted) -> io::Result<OwnedFd> {
+    /// Never an empty list.
+    fn ask(&mut self, wanted: Wanted) -> io::Result<Vec<OwnedFd>> {
         self.sequence = self.sequence.wrapping_add(1);
         let request = SocketRequest { sequence: self.sequence, wanted };
         self.channel.send(&request.encode(), None)?;
         loop {
             let mut buffer = [0; MESSAGE_BYTES_MAX];
-            let (length, socket) = match self.channel.receive(&mut buffer)? {
-                Received::Message(length, socket) => (length, socket),
+            let (length, sockets) = match self.channel.receive(&mut buffer)? {
+                Received::Message(length, sockets) => (length, sockets),
                 Received::HungUp => return Err(io::ErrorKind::BrokenPipe.into()),
             };
             match buffer.get(..length).and_then(SocketReply::decode) {
                 Some(reply) if reply.sequence != self.sequence => {}
                 Some(SocketReply { error: Some(errno), .. }) => return Err(errno.into()),
-                Some(SocketReply { error: None, .. }) => {
-                    return socket.ok_or_else(|| io::Error::other("no descriptors left"));
+                Some(SocketReply { error: None, .. }) if sockets.is_empty() => {
+                    return Err(io::Error::other("no descriptors left"));
                 }
+                Some(SocketReply { error: None, .. }) => return Ok(sockets),
                 None => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
@@ -59,6 +61,9 @@ impl Questions {
 #[derive(Debug)]
 pub(super) struct HelperSockets {
     questions: Questions,
+    /// Sockets that nobody has used yet, of IPv4 and of IPv6: a question costs two switches between processes, in which
+    /// the data path waits.
+    spare: [Vec<OwnedFd>; 2],
     /// The process. It is our child and nobody else waits for it, so that the PID stays its own.
     pid: Pid,
     /// To signal it by.
@@ -70,7 +75,8 @@ impl HelperSockets {
     pub(super) fn new(channel: Channel, pid: Pid) -> Self {
         let process = rustix::process::Pid::from_raw(pid.as_raw())
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        Self { questions: Questions { channel, sequence: 0 }, pid, process }
+        let questions = Questions { channel, sequence: 0 };
+        Self { questions, spare: [const { Vec::new() }; 2], pid, process }
     }
 
     /// Its process.
@@ -82,8 +88,8 @@ impl HelperSockets {
     pub(super) fn report(&self) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
         let mut buffer = [0; MESSAGE_BYTES_MAX];
         Ok(match self.questions.channel.receive(&mut buffer)? {
-            Received::Message(length, tap) => {
-                buffer.get(..length).and_then(Report::decode).map(|report| (report, tap))
+            Received::Message(length, mut tap) => {
+                buffer.get(..length).and_then(Report::decode).map(|report| (report, tap.pop()))
             }
             Received::HungUp => None,
         })
@@ -93,7 +99,7 @@ impl HelperSockets {
     pub(super) fn queue(&self) -> io::Result<Option<OwnedFd>> {
         let mut buffer = [0; MESSAGE_BYTES_MAX];
         Ok(match self.questions.channel.receive(&mut buffer)? {
-            Received::Message(_, queue) => queue,
+            Received::Message(_, mut queue) => queue.pop(),
             Received::HungUp => None,
         })
     }
@@ -106,7 +112,16 @@ impl HelperSockets {
 
 impl NamespaceSockets for HelperSockets {
     fn connect(&mut self, to: SocketAddr) -> io::Result<OwnedFd> {
-        self.questions.ask(Wanted::Connected(to))
+        let spare = &mut self.spare[usize::from(to.is_ipv6())];
+        if spare.is_empty() {
+            *spare = self.questions.ask(Wanted::ToConnect(to))?;
+        }
+        let socket = spare.pop().expect("no answer is empty");
+        // In the namespace that the socket was made in, whoever calls.
+        match sys::connect(socket.as_fd(), &to.into()) {
+            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+            Ok(()) | Err(_) => Ok(socket),
+        }
     }
 }
 
@@ -124,8 +139,8 @@ impl NamespaceListeners {
         let mut lists = [const { None }; LISTS.len()];
         for list in &mut lists {
             let mut buffer = [0; MESSAGE_BYTES_MAX];
-            if let Received::Message(_, descriptor) = questions.channel.receive(&mut buffer)? {
-                *list = descriptor;
+            if let Received::Message(_, mut descriptor) = questions.channel.receive(&mut buffer)? {
+                *list = descriptor.pop();
             }
         }
         Ok((Self(questions), Ports::from_lists(lists)))
@@ -141,7 +156,8 @@ impl NamespaceListeners {
         interface: Option<&str>,
     ) -> io::Result<OwnedFd> {
         let interface = interface.map(str::to_owned);
-        self.0.ask(Wanted::Listening { protocol, at, interface })
+        let mut sockets = self.0.ask(Wanted::Listening { protocol, at, interface })?;
+        Ok(sockets.pop().expect("no answer is empty"))
     }
 }
 

@@ -149,6 +149,9 @@ pub(crate) trait Backend {
     /// Ends a watch, before the descriptor is closed.
     fn forget(&mut self, fd: BorrowedFd<'_>, token: Token);
 
+    /// The same for a descriptor that somebody else has a duplicate of: closing ours ends nothing.
+    fn forget_shared(&mut self, fd: BorrowedFd<'_>, token: Token);
+
     /// Waits for events, at most `timeout` (none: for ever), and appends them.
     fn wait(
         &mut self,

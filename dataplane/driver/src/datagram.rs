@@ -54,6 +54,8 @@ pub(crate) struct Datagrams {
     pub(crate) is_ping: bool,
     /// The largest datagrams to join on their way out; less, where the kernel has refused to cut a train.
     pub(crate) joined_max: u16,
+    /// It is a forward's: whoever gave it to us has a duplicate.
+    pub(crate) is_shared: bool,
 }
 
 impl Datagrams {
@@ -76,7 +78,7 @@ impl Datagrams {
             if is_denied { io::Error::from_raw_os_error(libc::EPROTONOSUPPORT) } else { error }
         })?;
         let joined_max = if is_ping { 0 } else { JOINED_BYTES_MAX };
-        let socket = Self { fd, is_ping, joined_max };
+        let socket = Self { fd, is_ping, joined_max, is_shared: false };
         if family == libc::AF_INET6 {
             sys::set_option(socket.fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
         }
@@ -89,7 +91,7 @@ impl Datagrams {
     /// Takes over a bound UDP socket.
     pub(crate) fn bound(fd: OwnedFd) -> io::Result<Self> {
         let local = address::local_address(fd.as_fd())?;
-        let socket = Self { fd, is_ping: false, joined_max: JOINED_BYTES_MAX };
+        let socket = Self { fd, is_ping: false, joined_max: JOINED_BYTES_MAX, is_shared: true };
         let flags = rustix::fs::fcntl_getfl(&socket.fd)?;
         rustix::fs::fcntl_setfl(&socket.fd, flags | rustix::fs::OFlags::NONBLOCK)?;
         socket.prepare(local.is_ipv4());

@@ -499,7 +499,7 @@ impl<B: Backend> Engine<B> {
     /// The rules stay as they are.
     pub(crate) fn forget_prepared(&mut self) {
         for (id, socket) in self.prepared.drain(..) {
-            self.backend.forget(fd(&socket), Token::socket(id));
+            self.backend.forget_shared(fd(&socket), Token::socket(id));
         }
         let rules = self.rules();
         // Closes listeners of forwards that are not in the rules.

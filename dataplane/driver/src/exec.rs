@@ -323,11 +323,14 @@ impl<B: Backend> Engine<B> {
                 stream.prepare_close(how);
                 self.backend.forget(stream.fd(), Token::socket(socket));
             }
+            Some(Socket::Datagrams(datagrams)) if datagrams.is_shared => {
+                self.backend.forget_shared(datagrams.fd(), Token::socket(socket));
+            }
             Some(Socket::Datagrams(datagrams)) => {
                 self.backend.forget(datagrams.fd(), Token::socket(socket));
             }
             Some(Socket::Listener(listener)) => {
-                self.backend.forget(listener.fd(), Token::socket(socket));
+                self.backend.forget_shared(listener.fd(), Token::socket(socket));
             }
             Some(Socket::Pair(pair)) => {
                 if how == CloseHow::Reset {

@@ -262,6 +262,10 @@ impl Backend for Uring {
         let _ = self.push(&cancel);
     }
 
+    fn forget_shared(&mut self, fd: BorrowedFd<'_>, token: Token) {
+        self.forget(fd, token);
+    }
+
     fn wait(
         &mut self,
         tap: &Tap,

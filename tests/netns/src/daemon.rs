@@ -104,6 +104,11 @@ impl<'a> Daemon<'a> {
         if crate::skip::has_landlock() {
             args.extend(["--sandbox", "strict"]);
         }
+        // All of these tests hold for any number.
+        let workers = std::env::var("USERNET_WORKERS").unwrap_or_default();
+        if !workers.is_empty() && !options.contains(&"--workers") {
+            args.extend(["--workers", &workers]);
+        }
         args.extend(options);
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let mut command = lab.host().command("user", &args);

@@ -8,6 +8,7 @@ use usernet_core::{AcceptedId, Config, HostError, Instant, SocketId};
 
 use crate::choice::Choices;
 use crate::conversation::Conversation;
+use crate::fleet::Letter;
 use crate::host::datagram::Delivery;
 use crate::ledger::Ledger;
 use crate::link::Frame;
@@ -44,6 +45,8 @@ pub enum Event {
     Datagram(Box<Delivery>),
     /// A client sends a datagram to a forward.
     ClientDatagram(usize),
+    /// What a shard has for another one arrives.
+    Letter(usize, Box<Letter>),
     /// Nothing, but the world looks around.
     Nothing,
 }
@@ -132,7 +135,7 @@ pub struct Env {
     pub conversations: Vec<Conversation>,
     /// Letters.
     pub mail: Mail,
-    /// What the shard was started with.
+    /// What the shards share.
     pub config: Config,
     /// The host's faults.
     pub faults: HostFaults,

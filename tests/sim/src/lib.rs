@@ -1,4 +1,4 @@
-//! A deterministic simulation of a whole system around one `usernet_core::Shard`.
+//! A deterministic simulation of a whole system around one `usernet_core::Shard`, or up to three that share the guest.
 //!
 //! ```text
 //! smoltcp, applications ── link that loses, repeats, reorders, delays, damages ── Shard ── host side with faults ── remote applications
@@ -23,6 +23,7 @@
 pub mod choice;
 pub mod conversation;
 pub mod env;
+pub mod fleet;
 pub mod guest;
 pub mod host;
 pub mod ledger;

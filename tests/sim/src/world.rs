@@ -1,15 +1,16 @@
-//! Puts shard, guest and host together and lets time pass.
+//! Puts shards, guest and host together and lets time pass.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use usernet_core::op::Outbox;
 use usernet_core::{
-    Counter, Input, Instant, LeaseId, Offload, Op, PeekedThen, Shard, SocketId, Span,
+    Counter, Input, Instant, LeaseId, Offload, Op, PeekedThen, Shard, ShardId, SocketId, Span,
 };
 
 use crate::conversation::Conversation;
 use crate::env::{Env, Event};
+use crate::fleet::{Fleet, Letter, input_inside, op_outside};
 use crate::guest::Guest;
 use crate::host::{Host, Told};
 use crate::link::{Frame, Line};
@@ -35,12 +36,14 @@ pub struct Summary {
     pub bytes: u64,
     /// Frames to the guest and from it.
     pub frames: u64,
+    /// Frames and clients that came to another shard than their own.
+    pub handed_over: u64,
 }
 
 /// Everything.
 pub struct World {
     pub(crate) env: Env,
-    pub(crate) shard: Shard,
+    pub(crate) fleet: Fleet,
     pub(crate) guest: Guest,
     pub(crate) host: Host,
     pub(crate) watch: Watch,
@@ -51,6 +54,14 @@ pub struct World {
     /// Frames for which no lease was free.
     pub(crate) backlog: std::collections::VecDeque<Frame>,
     pub(crate) ops: Vec<Op>,
+    /// What shards have for each other, on its way.
+    pub(crate) letters: std::collections::VecDeque<(usize, Letter)>,
+    /// When the last of those that take their time arrives.
+    pub(crate) last_letter: Instant,
+    /// The shard that frames go to at the moment.
+    pub(crate) queue: usize,
+    /// Parts of a frame that is being handed over.
+    pub(crate) gathered: Vec<u8>,
     pub(crate) inputs: u64,
     /// Leases of a `Peek` that are filled, but not yet handed over.
     pub(crate) unshown: u32,
@@ -63,13 +74,15 @@ pub struct World {
 }
 
 struct Desk<'a> {
+    /// Whose.
+    shard: usize,
     ops: &'a mut Vec<Op>,
     env: &'a mut Env,
 }
 
 impl Outbox for Desk<'_> {
     fn op(&mut self, op: Op) {
-        self.ops.push(op);
+        self.ops.push(op_outside(self.shard, op));
     }
 
     fn reserve(&mut self, size: usize) -> Option<(LeaseId, &mut [u8])> {
@@ -91,15 +104,16 @@ impl World {
         self.judge();
         self.close_down();
         let conversations = &self.env.conversations;
-        let counters = self.shard.counters();
         Summary {
             inputs: self.inputs,
             lasted: self.env.now.since(Instant::ZERO),
             conversations: conversations.len(),
             stuck: conversations.iter().filter(|c| c.guest.is_stuck).count(),
             bytes: conversations.iter().map(|c| c.host.taken + c.guest.read).sum(),
-            frames: counters.value(Counter::FramesFromGuest)
-                + counters.value(Counter::FramesToGuest),
+            frames: self.fleet.counted(Counter::FramesFromGuest)
+                + self.fleet.counted(Counter::FramesToGuest),
+            handed_over: self.fleet.counted(Counter::HandedOver)
+                + self.fleet.counted(Counter::ClientsHandedOver),
         }
     }
 
@@ -171,21 +185,21 @@ impl World {
         self.guest.next_at = Some(self.env.now);
         let end = self.env.now + Duration::from_secs(4 * 3600);
         while let Some(at) = self.next_at() {
-            assert!(at < end, "the core does not come to rest: {:?}", self.shard.next_deadline());
+            assert!(at < end, "the core does not come to rest: {:?}", self.fleet.next_deadline());
             self.step();
         }
-        self.shard.check();
-        let flows: Vec<_> = self.shard.flows().collect();
+        self.fleet.check();
+        let flows = self.fleet.flows();
         assert!(flows.is_empty(), "flows are left: {flows:#?}");
         let open = self.host.open_sockets();
         assert!(open.is_empty(), "sockets are left: {open:?}");
         assert_eq!(self.host.accepted_waiting(), 0, "accepted connections are left");
         assert_eq!(self.env.ledger.held(), 0, "leases are left");
-        assert_eq!(self.shard.next_deadline(), None, "a deadline without a flow");
+        assert_eq!(self.fleet.next_deadline(), None, "a deadline without a flow");
     }
 
     fn next_at(&self) -> Option<Instant> {
-        let deadline = self.shard.next_deadline().map(|(at, _)| at);
+        let deadline = self.fleet.next_deadline().map(|(at, _)| at);
         [self.env.queue.next_at(), self.guest.next_at, deadline].into_iter().flatten().min()
     }
 
@@ -202,6 +216,7 @@ impl World {
         } else {
             self.tick();
         }
+        self.serve_letters();
         self.serve_backlog();
         let is_turn_over = self.env.queue.next_at().is_none_or(|due| due > self.env.now);
         if is_turn_over || self.env.choices.chance(300) {
@@ -211,10 +226,12 @@ impl World {
     }
 
     fn tick(&mut self) {
-        let before = self.shard.next_deadline();
-        self.handle(|shard, now, desk| shard.handle(now, Input::Tick, desk));
+        let before = self.fleet.next_deadline();
+        for shard in self.fleet.due(self.env.now) {
+            self.handle(shard, |shard, now, desk| shard.handle(now, Input::Tick, desk));
+        }
         self.flush();
-        let after = self.shard.next_deadline();
+        let after = self.fleet.next_deadline();
         let now = self.env.now;
         assert!(
             after.is_none_or(|(at, _)| at > now),
@@ -236,6 +253,7 @@ impl World {
         match event {
             Event::ToCore(frame) => self.backlog.push_back(frame),
             Event::ToGuest(frame) => self.guest.on_frame(&self.env, frame.bytes),
+            Event::Letter(to, letter) => self.letters.push_back((to, *letter)),
             Event::Nothing => {}
             Event::Connected(_)
             | Event::Failed(..)
@@ -264,34 +282,79 @@ impl World {
             let lease = self.env.ledger.lend(frame.bytes.len()).expect("one is free");
             self.env.ledger.shown(lease).copy_from_slice(&frame.bytes);
             self.watch.on_from_guest(&frame.bytes, frame.is_damaged);
-            self.show(lease, |bytes| Input::Frame { lease, bytes, offload: frame.offload });
+            // The kernel steers by what it has learnt; chance is a harder test. Every change reorders a flow's frames.
+            let shards = self.fleet.len() as u64;
+            if shards > 1 && self.env.choices.chance(150) {
+                self.queue = self.env.choices.below(shards) as usize;
+            }
+            let (shard, offload) = (self.queue, frame.offload);
+            self.show(lease, |bytes| (shard, Input::Frame { lease, bytes, offload }));
         }
     }
 
-    /// Gives the core an input that shows a lease.
-    fn show(&mut self, lease: LeaseId, input: impl FnOnce(&mut [u8]) -> Input<'_>) {
+    /// Letters arrive: at once where nothing goes wrong, and in the order in which they were sent.
+    fn serve_letters(&mut self) {
+        while self.env.ledger.has_free()
+            && let Some((to, letter)) = self.letters.pop_front()
+        {
+            match letter {
+                Letter::Frame { bytes: frame, offload } => {
+                    let lease = self.env.ledger.lend(frame.len()).expect("one is free");
+                    self.env.ledger.shown(lease).copy_from_slice(&frame);
+                    self.show(lease, |bytes| (to, Input::HandedOver { lease, bytes, offload }));
+                }
+                Letter::Client { accepted, forward, peer, local } => {
+                    let input = Input::ClientHandedOver { accepted, forward, peer, local };
+                    self.handle(to, |shard, now, desk| shard.handle(now, input, desk));
+                }
+                Letter::Neighbor { ip, mac } => {
+                    let input = Input::Neighbor { ip, mac };
+                    self.handle(to, |shard, now, desk| shard.handle(now, input, desk));
+                }
+            }
+        }
+    }
+
+    /// A shard has something for another one. In a bad world it takes its time, and a frame may find the inbox full.
+    fn post(&mut self, to: ShardId, letter: Letter) {
+        let to = usize::from(to.0);
+        if self.is_perfect || self.env.is_closing {
+            return self.letters.push_back((to, letter));
+        }
+        if matches!(letter, Letter::Frame { .. }) && self.env.choices.chance(5) {
+            return;
+        }
+        let late = self.env.now + self.env.choices.duration(Duration::from_micros(300));
+        self.last_letter = self.last_letter.max(late);
+        self.env.queue.push(self.last_letter, Event::Letter(to, Box::new(letter)));
+    }
+
+    /// Gives a shard an input that shows a lease.
+    fn show(&mut self, lease: LeaseId, input: impl FnOnce(&mut [u8]) -> (usize, Input<'_>)) {
         let (mut bytes, shown) = self.env.ledger.take(lease);
         // The buffer is not in the ledger meanwhile: nothing looks at it before the ops are run.
-        let ops = &mut self.ops;
-        let mut desk = Desk { ops, env: &mut self.env };
+        let (shard, input) = input(&mut bytes[..shown]);
+        let mut desk = Desk { shard, ops: &mut self.ops, env: &mut self.env };
         let now = desk.env.now;
-        self.shard.handle(now, input(&mut bytes[..shown]), &mut desk);
+        self.fleet.shard(shard).handle(now, input, &mut desk);
         self.env.ledger.put(lease, bytes);
         self.after_input();
     }
 
-    fn handle(&mut self, give: impl FnOnce(&mut Shard, Instant, &mut Desk<'_>)) {
-        let mut desk = Desk { ops: &mut self.ops, env: &mut self.env };
+    fn handle(&mut self, shard: usize, give: impl FnOnce(&mut Shard, Instant, &mut Desk<'_>)) {
+        let mut desk = Desk { shard, ops: &mut self.ops, env: &mut self.env };
         let now = desk.env.now;
-        give(&mut self.shard, now, &mut desk);
+        give(self.fleet.shard(shard), now, &mut desk);
         self.after_input();
     }
 
     fn flush(&mut self) {
-        let mut desk = Desk { ops: &mut self.ops, env: &mut self.env };
-        let now = desk.env.now;
-        self.shard.flush(now, &mut desk);
-        self.run_ops();
+        for shard in 0..self.fleet.len() {
+            let mut desk = Desk { shard, ops: &mut self.ops, env: &mut self.env };
+            let now = desk.env.now;
+            self.fleet.shard(shard).flush(now, &mut desk);
+            self.run_ops();
+        }
     }
 
     fn tell(&mut self, told: Told) {
@@ -316,7 +379,9 @@ impl World {
                     // A Close between them silences the rest.
                     if self.host.is_open(socket) {
                         let then = if i < last { PeekedThen::More } else { last_then };
-                        self.show(lease, |bytes| Input::Peeked { socket, lease, bytes, then });
+                        self.show(lease, |bytes| {
+                            input_inside(Input::Peeked { socket, lease, bytes, then })
+                        });
                     } else {
                         self.env.ledger.give_back(lease, "the driver");
                     }
@@ -330,15 +395,17 @@ impl World {
                 self.give(Input::Accepted { accepted, listener, peer, local });
             }
             Told::Datagram { socket, lease, from, local, segment } => {
-                self.show(lease, |bytes| Input::Datagram {
-                    socket,
-                    lease,
-                    bytes,
-                    from,
-                    local,
-                    segment,
-                    hop_limit: 60,
-                    tos: 0,
+                self.show(lease, |bytes| {
+                    input_inside(Input::Datagram {
+                        socket,
+                        lease,
+                        bytes,
+                        from,
+                        local,
+                        segment,
+                        hop_limit: 60,
+                        tos: 0,
+                    })
                 });
             }
             Told::DatagramError { socket, to, error, offender, payload } => {
@@ -349,20 +416,20 @@ impl World {
     }
 
     fn give(&mut self, input: Input<'_>) {
-        self.handle(|shard, now, desk| shard.handle(now, input, desk));
+        let (shard, input) = input_inside(input);
+        self.handle(shard, |shard, now, desk| shard.handle(now, input, desk));
     }
 
     fn after_input(&mut self) {
         self.run_ops();
         self.inputs += 1;
-        let held = self.shard.leases_held();
+        let held = self.fleet.leases_held();
         let lent = self.env.ledger.held() - self.unshown;
         assert_eq!(held, lent, "leases the core says it holds, and those it has");
-        let limits = &self.env.config.limits;
-        assert!(held <= limits.leases_kept + limits.reassembly_leases, "{held} leases kept");
         if self.inputs.is_multiple_of(self.check_every) {
-            self.shard.check();
+            self.fleet.check();
         }
+        self.serve_letters();
     }
 
     fn run_ops(&mut self) {
@@ -370,9 +437,22 @@ impl World {
         for op in ops.drain(..) {
             match op {
                 Op::WriteFrame { span, offload } => self.write_frame(span, offload),
-                Op::HandOver { .. } | Op::HandOverClient { .. } | Op::TellNeighbor { .. } => {
-                    unreachable!("there is no other shard")
+                Op::HandOver { to, span, offload, more } => {
+                    let bytes = self.env.ledger.bytes(span, "HandOver");
+                    self.gathered.extend_from_slice(bytes);
+                    self.env.ledger.give_back(span.lease, "HandOver");
+                    if !more {
+                        let bytes = std::mem::take(&mut self.gathered);
+                        self.post(to, Letter::Frame { bytes, offload });
+                    }
                 }
+                Op::HandOverClient { to, accepted, forward } => {
+                    let conversation = self.host.conversation_of(accepted);
+                    let plan = &self.env.conversations[conversation].plan;
+                    let (peer, local) = (plan.peer, local_for(plan.peer, plan.guest.port()));
+                    self.post(to, Letter::Client { accepted, forward, peer, local });
+                }
+                Op::TellNeighbor { to, ip, mac } => self.post(to, Letter::Neighbor { ip, mac }),
                 Op::Consume { socket, .. } => {
                     self.host.on_op(&mut self.env, op);
                     self.check_consumed(socket);

@@ -21,6 +21,7 @@ fn every_seed_of_every_scenario_keeps_the_rules() {
     let next = AtomicU64::new(0);
     let failures = Mutex::new(Vec::new());
     let (conversations, stuck) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let handed_over = AtomicU64::new(0);
     let work = || {
         loop {
             let job = next.fetch_add(1, Ordering::Relaxed);
@@ -34,6 +35,7 @@ fn every_seed_of_every_scenario_keeps_the_rules() {
                 Ok(summary) => {
                     conversations.fetch_add(summary.conversations, Ordering::Relaxed);
                     stuck.fetch_add(summary.stuck, Ordering::Relaxed);
+                    handed_over.fetch_add(summary.handed_over, Ordering::Relaxed);
                 }
                 Err(why) => failures.lock().expect("no test thread panics").push(why),
             }
@@ -48,6 +50,9 @@ fn every_seed_of_every_scenario_keeps_the_rules() {
     let failures = failures.into_inner().expect("no test thread panics");
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n\n"));
     let (conversations, stuck) = (conversations.into_inner(), stuck.into_inner());
+    // Two runs of three have several shards.
+    let handed_over = handed_over.into_inner();
+    assert!(handed_over > conversations as u64, "{handed_over} of {conversations} conversations");
     assert!(stuck * 100 <= conversations, "{stuck} of {conversations} conversations were excused");
 }
 

@@ -133,6 +133,12 @@ impl Host {
         self.accepted.len()
     }
 
+    /// Whose client an accepted connection is.
+    pub fn conversation_of(&self, accepted: AcceptedId) -> usize {
+        let conversation = self.accepted.get(&accepted.0).copied();
+        conversation.unwrap_or_else(|| panic!("{accepted:?} is not waiting"))
+    }
+
     /// Runs an op.
     pub fn on_op(&mut self, env: &mut Env, op: Op) {
         if let Some(socket) = self.run {
@@ -147,7 +153,7 @@ impl Host {
             Op::WriteFrame { .. }
             | Op::HandOver { .. }
             | Op::HandOverClient { .. }
-            | Op::TellNeighbor { .. } => unreachable!("frames are the world's"),
+            | Op::TellNeighbor { .. } => unreachable!("{op:?} is the world's"),
             Op::Release { lease } => env.ledger.give_back(lease, "Release"),
             Op::Connect { socket, to } => self.on_connect(env, socket, to),
             Op::Adopt { socket, accepted } => self.on_adopt(env, socket, accepted),
@@ -290,7 +296,7 @@ impl Host {
                 delivery.tell(env)
             }
             Event::ClientDatagram(client) => self.datagrams.on_client(env, client),
-            Event::ToCore(_) | Event::ToGuest(_) | Event::Nothing => {
+            Event::ToCore(_) | Event::ToGuest(_) | Event::Letter(..) | Event::Nothing => {
                 unreachable!("an event of the world's")
             }
         }

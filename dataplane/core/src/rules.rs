@@ -19,6 +19,7 @@
 //! [`Access`] has what is to be decided of this; its default is a guest in a network of its own.
 
 use alloc::sync::Arc;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -207,15 +208,14 @@ pub enum Action {
     Drop,
 }
 
-/// One rule for what comes from the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Rules for what the guest sends to one network.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Translation {
     /// Destination network.
     pub to: Prefix,
-    /// Destination ports, first and last.
-    pub ports: (u16, u16),
-    /// What happens.
-    pub action: Action,
+    /// Destination ports, first and last, and what happens. Precedence is position; where none of them matches, the next
+    /// translation decides. Thousands of ports of one address cost those nothing that speak to another.
+    pub ports: Vec<((u16, u16), Action)>,
 }
 
 /// A range of host ports that lead to the guest.
@@ -253,9 +253,9 @@ pub struct Outward {
 pub struct Rules {
     /// Precedence is position.
     pub translations: Vec<Translation>,
-    /// Host ports that lead to the guest.
+    /// Host ports that lead to the guest, by name.
     pub forwards: Vec<Forward>,
-    /// Ports in the guest's namespace that lead to the host.
+    /// Ports in the guest's namespace that lead to the host, by name.
     pub outward: Vec<Outward>,
     /// The host's resolvers, best first.
     pub resolvers: Vec<SocketAddr>,
@@ -273,9 +273,10 @@ impl Rules {
     pub fn new(
         config: &Config,
         access: &Access,
-        forwards: Vec<Forward>,
+        mut forwards: Vec<Forward>,
         resolvers: Vec<SocketAddr>,
     ) -> Arc<Self> {
+        forwards.sort_by_key(|f| f.id);
         let mut translations = Vec::new();
         add_services(&mut translations, access, &resolvers);
         if access.own_network == OwnNetwork::Unreachable {
@@ -287,28 +288,30 @@ impl Rules {
             let dns = access.resolvers_via.iter().map(|&via| (Prefix::host(via), Action::Refuse));
             let own = nets.into_iter().flatten().map(|net| (net, Action::Unreachable));
             for (to, action) in dns.chain(own) {
-                translations.push(Translation { to, ports: ANY_PORT, action });
+                add(&mut translations, to, ANY_PORT, action);
             }
         }
         for to in never_reached() {
-            translations.push(Translation { to, ports: ANY_PORT, action: Action::Drop });
+            add(&mut translations, to, ANY_PORT, Action::Drop);
         }
         let view = View::new(config, access);
         Arc::new(Self { translations, forwards, outward: Vec::new(), resolvers, view })
     }
 
     /// The same snapshot with these ports of the guest's namespace leading out.
-    pub fn with_outward(mut self: Arc<Self>, outward: Vec<Outward>) -> Arc<Self> {
+    pub fn with_outward(mut self: Arc<Self>, mut outward: Vec<Outward>) -> Arc<Self> {
+        outward.sort_by_key(|o| o.id);
         Arc::make_mut(&mut self).outward = outward;
         self
     }
 
     /// Where a packet to `to` really goes.
     pub fn target(&self, to: SocketAddr) -> Target {
-        let port = to.port();
-        let matches =
-            |t: &&Translation| t.ports.0 <= port && port <= t.ports.1 && t.to.contains(to.ip());
-        match self.translations.iter().find(matches).map(|t| t.action) {
+        let (ip, port) = (to.ip(), to.port());
+        let networks = self.translations.iter().filter(|t| t.to.contains(ip));
+        let mut rules = networks.flat_map(|t| &t.ports);
+        let found = rules.find(|((first, last), _)| (*first..=*last).contains(&port));
+        match found.map(|&(_, action)| action) {
             None => Target::Address(to),
             Some(Action::Map(ip)) => Target::Address(SocketAddr::new(ip, port)),
             Some(Action::Resolver) => Target::Resolver,
@@ -321,12 +324,14 @@ impl Rules {
 
     /// The forward of that name.
     pub fn forward(&self, id: ForwardId) -> Option<&Forward> {
-        self.forwards.iter().find(|f| f.id == id)
+        let at = self.forwards.binary_search_by_key(&id, |f| f.id).ok()?;
+        self.forwards.get(at)
     }
 
     /// The outward forward of that name.
     pub fn outward(&self, id: ForwardId) -> Option<&Outward> {
-        self.outward.iter().find(|o| o.id == id)
+        let at = self.outward.binary_search_by_key(&id, |o| o.id).ok()?;
+        self.outward.get(at)
     }
 
     /// Whether a listener of that name has a forward of either direction.
@@ -357,11 +362,17 @@ impl Forward {
     }
 }
 
+/// Adds the rule that comes next.
+fn add(translations: &mut Vec<Translation>, to: Prefix, ports: (u16, u16), action: Action) {
+    match translations.last_mut() {
+        Some(last) if last.to == to => last.ports.push((ports, action)),
+        Some(_) | None => translations.push(Translation { to, ports: vec![(ports, action)] }),
+    }
+}
+
 /// 1 to 4 of the [module](self)'s list.
 fn add_services(to_rules: &mut Vec<Translation>, access: &Access, resolvers: &[SocketAddr]) {
-    let mut add = |via, ports, action| {
-        to_rules.push(Translation { to: Prefix::host(via), ports, action });
-    };
+    let mut add = |via, ports, action| add(to_rules, Prefix::host(via), ports, action);
     for &via in &access.resolvers_via {
         match access.dns {
             DnsService::Dropped => add(via, ANY_PORT, Action::Drop),
@@ -517,7 +528,6 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec;
 
     fn at(text: &str) -> SocketAddr {
         text.parse().expect("an address")
@@ -662,6 +672,37 @@ mod tests {
                 ("10.0.2.77:80", Target::Unreachable),
             ],
         );
+    }
+
+    #[test]
+    fn a_forward_is_found_by_its_name_whatever_the_order() {
+        let forward = |id, port| Forward {
+            id: ForwardId(id),
+            protocol: Protocol::Tcp,
+            host_ports: (port, port),
+            guest: None,
+            guest_port: 80,
+        };
+        let outward = |id, port| Outward {
+            id: ForwardId(id),
+            protocol: Protocol::Tcp,
+            ports: (port, port),
+            host: None,
+            host_port: port,
+        };
+        let config = Config::example();
+        let rules = Rules::new(
+            &config,
+            &Access::default(),
+            vec![forward(7, 2007), forward(3, 2003), forward(9, 2009)],
+            vec![],
+        )
+        .with_outward(vec![outward(8, 3008), outward(4, 3004)]);
+        for (id, port) in [(3, 2003), (7, 2007), (9, 2009)] {
+            assert_eq!(rules.forward(ForwardId(id)).map(|f| f.host_ports.0), Some(port));
+        }
+        assert_eq!(rules.outward(ForwardId(4)).map(|o| o.host_port), Some(3004));
+        assert!(rules.has(ForwardId(8)) && !rules.has(ForwardId(5)));
     }
 
     #[test]

@@ -32,7 +32,7 @@ mod to_guest;
 mod tests;
 
 use alloc::vec::Vec;
-use core::hash::BuildHasher;
+use core::hash::{BuildHasher, Hasher as _};
 use core::net::SocketAddr;
 
 use hashbrown::HashTable;
@@ -41,7 +41,7 @@ use crate::config::Config;
 use crate::context::Context;
 use crate::counters::Counter;
 use crate::flows::{FlowInfo, FlowKind};
-use crate::hash::{Hasher, hasher};
+use crate::hash::{Hasher, hash_end, hasher};
 use crate::op::{Input, LeaseId, Op};
 use crate::packet::Packet;
 use crate::sockets::{Owner, Sockets};
@@ -283,7 +283,10 @@ impl Tcp {
     }
 
     fn hash(&self, guest: SocketAddr, remote: SocketAddr) -> u64 {
-        self.hasher.hash_one((guest, remote))
+        let mut state = self.hasher.build_hasher();
+        hash_end(guest, &mut state);
+        hash_end(remote, &mut state);
+        state.finish()
     }
 
     /// Enters a flow into the index; it is there once.

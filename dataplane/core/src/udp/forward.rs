@@ -7,6 +7,7 @@
 //! writes to two addresses of ours), the second appears with another port. A client that is idle is forgotten, and
 //! the one idle for longest when a flood of new ones needs its place.
 
+use core::hash::{Hash, Hasher};
 use core::net::SocketAddr;
 
 use super::{Incoming, Outgoing, Way, hop_limit_towards, seen_by_guest};
@@ -14,6 +15,7 @@ use crate::config::Config;
 use crate::context::Context;
 use crate::counters::Counter;
 use crate::flows::{FlowInfo, FlowKind};
+use crate::hash::hash_end;
 use crate::op::{HostError, LocalId, SocketId};
 use crate::packet::build::same_family;
 use crate::rules::port_shown;
@@ -24,11 +26,18 @@ use crate::time::Instant;
 /// Ports tried for a client that another one looks like.
 const PORTS_TRIED: u16 = 8;
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Key {
     guest: SocketAddr,
     /// The client, as the guest sees it.
     seen: SocketAddr,
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        hash_end(self.guest, state);
+        hash_end(self.seen, state);
+    }
 }
 
 /// Who a client really is.

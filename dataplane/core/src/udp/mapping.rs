@@ -1,5 +1,6 @@
 //! Mappings: a guest's (address, port) and the host socket that stands for it.
 
+use core::hash::{Hash, Hasher};
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
@@ -9,6 +10,7 @@ use crate::context::Context;
 use crate::counters::Counter;
 use crate::datagram::{Undelivered, tell_undelivered};
 use crate::flows::{FlowInfo, FlowKind};
+use crate::hash::hash_end;
 use crate::op::{CloseHow, DatagramKind, HostError, Op, SocketId};
 use crate::sockets::{Owner, Sockets};
 use crate::table::Table;
@@ -21,13 +23,23 @@ const FAILED: Duration = Duration::from_secs(1);
 /// Ports below are not asked for: an ordinary user may not have them.
 const UNPRIVILEGED: u16 = 1024;
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Key {
     guest: SocketAddr,
     /// What the guest calls the address that it leads to, if it calls it by another name.
     alias: Option<IpAddr>,
     /// Whether it leads to the host's loopback.
     is_loopback: bool,
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        hash_end(self.guest, state);
+        state.write_u8(u8::from(self.is_loopback));
+        if let Some(alias) = self.alias {
+            alias.hash(state);
+        }
+    }
 }
 
 #[derive(Clone, Copy)]

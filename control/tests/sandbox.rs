@@ -83,14 +83,23 @@ impl Daemon {
         self.client().status().unwrap().sandbox
     }
 
-    /// A process of its own, by its name.
+    /// A process of its own, by its name. It gives itself that, perhaps after the daemon is ready.
     fn process(&self, name: &str) -> i32 {
+        let mut found = None;
+        eventually(name, || {
+            found = self.child_named(name);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    fn child_named(&self, name: &str) -> Option<i32> {
         let pid = self.pid();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
         let is_it = |child: &&str| {
             fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default().trim() == name
         };
-        children.split_whitespace().find(is_it).expect(name).parse().unwrap()
+        children.split_whitespace().find(is_it)?.parse().ok()
     }
 }
 
@@ -131,12 +140,13 @@ const CAP_DAC_OVERRIDE: u32 = 1;
 fn after_set_up_the_kernel_shows_every_thread_confined() {
     for account in Account::each() {
         for backend in ["io-uring", "epoll"] {
-            let daemon = Daemon::start(&account, &format!("--backend {backend}"), |_| ());
+            let line = format!("--backend {backend} --workers 3");
+            let daemon = Daemon::start(&account, &line, |_| ());
             let pid = daemon.pid();
             let is_root = account.uid.is_root();
             let left = if is_root { mask(&[CAP_NET_BIND_SERVICE]) } else { mask(&[]) };
             let threads = threads(pid);
-            assert_eq!(threads.len(), 2);
+            assert_eq!(threads.len(), 4, "three workers and the control thread");
             for thread in &threads {
                 assert_eq!(thread["NoNewPrivs"], "1");
                 assert_eq!(thread["Seccomp"], "2");
@@ -208,6 +218,8 @@ fn its_two_helpers_have_what_they_need_and_no_more() {
         let keeper = if is_root { mask(&[CAP_DAC_OVERRIDE]) } else { mask(&[]) };
         for (name, left) in [("usernetd-netns", helper), ("usernetd-keeper", keeper)] {
             let pid = daemon.process(name);
+            // It begins with this, while the daemon goes on.
+            eventually("it is confined", || threads(pid)[0]["Seccomp"] == "2");
             let threads = threads(pid);
             assert_eq!(threads.len(), 1, "{name}");
             assert_eq!(threads[0]["NoNewPrivs"], "1", "{name}");

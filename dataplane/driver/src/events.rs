@@ -300,7 +300,10 @@ impl<B: Backend> Engine<B> {
         let Some(Socket::Pair(pair)) = self.table.get(socket) else { return };
         match pair.pump() {
             Ok(Pumped::Waiting) => {}
-            Ok(Pumped::More) => self.again.push(Token::pair(socket).0),
+            Ok(Pumped::More) => {
+                pair.widen(&mut self.pipes);
+                self.again.push(Token::pair(socket).0);
+            }
             Ok(Pumped::Ended) => self.end_splice(socket, false),
             Err(_) => self.end_splice(socket, true),
         }

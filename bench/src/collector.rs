@@ -5,6 +5,7 @@ use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
 
+use crate::contender::Contender;
 use crate::cpu::Cpu;
 
 /// A quantity. Two samples are of the same one if their ids are equal.
@@ -39,7 +40,8 @@ impl Metric {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) contender: String,
-    pub(crate) metric: Metric,
+    /// The metric's id.
+    pub(crate) metric: String,
     pub(crate) round: u32,
     pub(crate) value: f64,
     /// What else was seen in the same run: loss, resets, fairness.
@@ -77,13 +79,15 @@ pub(crate) struct Failure {
 /// Everything that was found.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Findings {
+    /// In the order of their first sample.
+    pub(crate) metrics: Vec<Metric>,
     pub(crate) samples: Vec<Sample>,
     pub(crate) failures: Vec<Failure>,
 }
 
 /// Takes what one group of cases finds out about one contender.
 pub(crate) struct Collector<'a> {
-    pub(crate) contender: &'a str,
+    pub(crate) contender: &'a Contender,
     pub(crate) group: &'static str,
     pub(crate) round: u32,
     pub(crate) findings: &'a mut Findings,
@@ -92,16 +96,24 @@ pub(crate) struct Collector<'a> {
 impl Collector<'_> {
     /// Keeps a value; more can be noted on the sample that is returned.
     pub(crate) fn add(&mut self, metric: Metric, value: f64) -> &mut Sample {
-        let metric = Metric { group: self.group.to_owned(), ..metric };
+        let mut metric = Metric { group: self.group.to_owned(), ..metric };
+        if let Some(congestion) = &self.contender.congestion {
+            metric.id = format!("{}.{congestion}", metric.id);
+            metric.label = format!("{}, {congestion}", metric.label);
+        }
         eprintln!("    {}: {value:.2} {}", metric.label, metric.unit);
-        self.findings.samples.push(Sample {
-            contender: self.contender.to_owned(),
-            metric,
+        let sample = Sample {
+            contender: self.contender.name.clone(),
+            metric: metric.id.clone(),
             round: self.round,
             value,
             also: BTreeMap::new(),
             distribution: Vec::new(),
-        });
+        };
+        if self.findings.metrics.iter().all(|known| known.id != metric.id) {
+            self.findings.metrics.push(metric);
+        }
+        self.findings.samples.push(sample);
         self.findings.samples.last_mut().expect("one was just pushed")
     }
 
@@ -122,11 +134,15 @@ impl Collector<'_> {
 
     /// A case failed, or is left out: the report says so.
     pub(crate) fn fail(&mut self, case: impl Display, why: impl Display) {
+        let case = match &self.contender.congestion {
+            Some(congestion) => format!("{case}, {congestion}"),
+            None => case.to_string(),
+        };
         eprintln!("    {case}: {why}");
         self.findings.failures.push(Failure {
-            contender: self.contender.to_owned(),
+            contender: self.contender.name.clone(),
             group: self.group.to_owned(),
-            case: case.to_string(),
+            case,
             round: self.round,
             why: why.to_string(),
         });

@@ -5,12 +5,14 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use usernet_lab::{Lab, skip, wait_until};
+use usernet_lab::{Lab, Running, skip, wait_until};
 
 use crate::cases::{GROUPS, Group, MTUS, Run};
 use crate::collector::{Collector, Findings};
-use crate::contender::Contender;
-use crate::report::Report;
+use crate::contender::{Contender, Kind, Role};
+use crate::machine::Machine;
+use crate::report;
+use crate::results::{Participant, Results, SCHEMA};
 use crate::session::{Family, IPERF_PORT, SERVER_PORT, Session};
 use crate::{CompareArgs, Effort};
 
@@ -25,37 +27,71 @@ pub(crate) fn run(args: &CompareArgs) -> Result<(), Box<dyn Error>> {
         );
     }
     raise_files();
-    let mut contenders: Vec<Contender> = Contender::installed();
-    contenders.extend(args.peers.iter().cloned());
-    contenders.retain(|c| args.only.is_empty() || args.only.contains(&c.name));
     let effort = args.effort();
     let lab = Lab::new();
     let start = Instant::now();
+    let contenders = selected(args);
     let contenders =
         contenders.into_iter().map(|c| reachable(&lab, c)).collect::<Result<Vec<_>, _>>()?;
-    let _iperf = lab.host().spawn(&["iperf3", "-s"]);
-    let addresses: Vec<String> =
-        [Family::V4, Family::V6].iter().map(|family| family.socket(SERVER_PORT)).collect();
-    let served = if skip::has_ipv6() { &addresses[..] } else { &addresses[..1] };
-    let _server = lab.host().serve(&served.iter().map(String::as_str).collect::<Vec<_>>());
-    if !wait_until(Duration::from_secs(5), || lab.host().listens_on(IPERF_PORT)) {
-        return Err("iperf3 does not listen".into());
+    if contenders.is_empty() {
+        return Err("no contender is left".into());
     }
+    let _servers = servers(&lab)?;
     let mut groups: Vec<&Group> = GROUPS.iter().collect();
     groups.retain(|group| args.cases.is_empty() || args.cases.contains(&group.name));
     let mut findings = Findings::default();
     for round in 0..effort.rounds {
         eprintln!("round {} of {}", round + 1, effort.rounds);
-        Round { lab: &lab, contenders: &contenders, groups: &groups, round, effort: &effort }
-            .run(&mut findings);
+        if args.congestion.is_empty() {
+            let round = Round { lab: &lab, groups: &groups, round, effort: &effort };
+            round.run(&contenders, &mut findings);
+        }
+        for (at, congestion) in args.congestion.iter().enumerate() {
+            let mut contenders = contenders.clone();
+            for contender in &mut contenders {
+                contender.congestion = Some(congestion.clone());
+            }
+            let mut groups = groups.clone();
+            groups.retain(|group| at == 0 || group.depends_on_congestion());
+            let round = Round { lab: &lab, groups: &groups, round, effort: &effort };
+            round.run(&contenders, &mut findings);
+        }
     }
-    let report = Report::new(&contenders, findings, effort.rounds, start.elapsed());
-    print!("{}", report.table());
-    fs::create_dir_all(&args.out)?;
-    fs::write(args.out.join("results.json"), report.json()?)?;
-    fs::write(args.out.join("results.md"), report.markdown())?;
-    eprintln!("written to {}", args.out.display());
-    Ok(())
+    let results = Results {
+        schema: SCHEMA,
+        machine: Machine::of(&lab),
+        command_line: std::env::args().collect(),
+        rounds: effort.rounds,
+        took_seconds: start.elapsed().as_secs(),
+        contenders: contenders.iter().map(|c| Participant::of(c, &lab)).collect(),
+        findings,
+    };
+    report::write(&results.sorted(), &args.out)
+}
+
+/// Those that take part, in the order of the first round.
+fn selected(args: &CompareArgs) -> Vec<Contender> {
+    let mut contenders = Contender::installed();
+    let limits = contenders.iter().position(|c| c.role() == Role::Limit);
+    let more = args.workers.iter().map(|workers| Contender::with_workers(*workers));
+    let more = more.chain(args.peers.iter().cloned());
+    // Limits last: what is a limit to nobody needs no column in front.
+    contenders.splice(limits.unwrap_or(0)..limits.unwrap_or(0), more);
+    contenders.retain(|c| args.only.is_empty() || args.only.contains(&c.name));
+    contenders
+}
+
+/// iperf3 and the helper's server on the host, until they are dropped.
+fn servers(lab: &Lab) -> Result<[Running; 2], Box<dyn Error>> {
+    let iperf = lab.host().spawn(&["iperf3", "-s"]);
+    let v4 = Family::V4.socket(SERVER_PORT);
+    let v6 = skip::has_ipv6().then(|| Family::V6.socket(SERVER_PORT));
+    let addresses: Vec<&str> = std::iter::once(&v4).chain(&v6).map(String::as_str).collect();
+    let server = lab.host().serve(&addresses);
+    if !wait_until(Duration::from_secs(5), || lab.host().listens_on(IPERF_PORT)) {
+        return Err("iperf3 does not listen".into());
+    }
+    Ok([iperf, server])
 }
 
 /// Everybody may open as many files as the system allows: 10,000 connections are more than the usual 1,024.
@@ -77,25 +113,33 @@ fn reachable(lab: &Lab, mut contender: Contender) -> std::io::Result<Contender> 
     Ok(contender)
 }
 
+/// Contenders that are there for a curve do not run what the curve does not show.
+fn is_for(group: &Group, contender: &Contender) -> bool {
+    contender.workers.is_none() || group.depends_on_workers()
+}
+
 /// All contenders once.
 struct Round<'a> {
     lab: &'a Lab,
-    contenders: &'a [Contender],
     groups: &'a [&'a Group],
     round: u32,
     effort: &'a Effort,
 }
 
 impl Round<'_> {
-    fn run(&self, findings: &mut Findings) {
+    fn run(&self, contenders: &[Contender], findings: &mut Findings) {
         for mtu in MTUS {
-            for contender in self.turns() {
+            for contender in self.turns(contenders) {
                 self.session(contender, mtu, findings);
             }
         }
-        for contender in self.turns() {
+        for contender in self.turns(contenders) {
             for group in self.groups {
-                if let Run::Alone(run) = group.run {
+                // Whoever sets up a veth pair needs neither forwards nor a daemon.
+                if let Run::Alone(run) = group.run
+                    && is_for(group, contender)
+                    && contender.kind != Kind::Veth
+                {
                     eprintln!("  {}: {}", contender.name, group.name);
                     let mut collector = self.collector(contender, group.name, findings);
                     run(self.lab, contender, self.effort, &mut collector);
@@ -105,16 +149,17 @@ impl Round<'_> {
     }
 
     /// Everybody is first once: who follows whom does not decide.
-    fn turns(&self) -> impl Iterator<Item = &Contender> {
-        let n = self.contenders.len();
-        (0..n).map(move |turn| &self.contenders[(turn + self.round as usize) % n])
+    fn turns<'a>(&self, contenders: &'a [Contender]) -> impl Iterator<Item = &'a Contender> {
+        let (n, round) = (contenders.len(), self.round as usize);
+        (0..n).map(move |turn| &contenders[(turn + round) % n])
     }
 
     /// All groups that want a session of this contender at this MTU.
     fn session(&self, contender: &Contender, mtu: u16, findings: &mut Findings) {
         let wanted = self.groups.iter().filter_map(|group| match group.run {
             Run::InSession(wants, run) => {
-                wants(contender, mtu, self.effort).then_some((group.name, run))
+                let is_wanted = is_for(group, contender) && wants(contender, mtu, self.effort);
+                is_wanted.then_some((group.name, run))
             }
             Run::Alone(_) => None,
         });
@@ -145,6 +190,6 @@ impl Round<'_> {
         group: &'static str,
         findings: &'a mut Findings,
     ) -> Collector<'a> {
-        Collector { contender: &contender.name, group, round: self.round, findings }
+        Collector { contender, group, round: self.round, findings }
     }
 }

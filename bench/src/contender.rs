@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use usernet_lab::{Backend, lab};
+use serde::{Deserialize, Serialize};
+use usernet_lab::{Backend, Lab, lab};
+
+use crate::machine;
 
 /// A program with its options.
 #[derive(Clone, Debug)]
@@ -13,6 +16,24 @@ pub(crate) struct Contender {
     pub(crate) kind: Kind,
     /// The program; none: the one that this workspace builds, or nothing at all.
     pub(crate) program: Option<PathBuf>,
+    /// More options, in its own words.
+    pub(crate) options: Vec<String>,
+    /// Threads that it is told to translate with: for a scaling curve.
+    pub(crate) workers: Option<u32>,
+    /// Congestion control of the host's and the guest's namespace; none: what the kernel gives them.
+    pub(crate) congestion: Option<String>,
+}
+
+/// What a contender is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Role {
+    /// What is developed here.
+    Own,
+    /// What it is compared with.
+    Peer,
+    /// What the machine can do.
+    Limit,
 }
 
 /// How a contender is started.
@@ -20,6 +41,8 @@ pub(crate) struct Contender {
 pub(crate) enum Kind {
     /// Nobody: client and server on the host itself. The limit of the machine.
     Loopback,
+    /// Nobody: a veth pair between the guest and the host. The limit of the kernel for two namespaces.
+    Veth,
     /// `usernetd`.
     Usernetd(Backend),
     /// `slirp4netns`.
@@ -29,31 +52,34 @@ pub(crate) enum Kind {
 }
 
 impl Contender {
+    fn new(name: &str, kind: Kind) -> Self {
+        let (program, options, workers, congestion) = (None, Vec::new(), None, None);
+        Self { name: name.to_owned(), kind, program, options, workers, congestion }
+    }
+
     /// What is built here and what is installed.
     pub(crate) fn installed() -> Vec<Self> {
-        let own = |name: &str, kind| Self { name: name.to_owned(), kind, program: None };
         let mut all = vec![
-            own("loopback", Kind::Loopback),
-            own("usernetd", Kind::Usernetd(Backend::IoUring)),
-            own("usernetd-epoll", Kind::Usernetd(Backend::Epoll)),
+            Self::new("usernetd", Kind::Usernetd(Backend::IoUring)),
+            Self::new("usernetd-epoll", Kind::Usernetd(Backend::Epoll)),
         ];
         for (name, kind) in [("slirp4netns", Kind::Slirp4netns), ("pasta", Kind::Pasta)] {
             let program = find(name);
             if program.is_none() {
                 eprintln!("{name} is not installed: left out");
             }
-            all.extend(program.map(|path| Self {
-                name: name.to_owned(),
-                kind,
-                program: Some(path),
-            }));
+            all.extend(program.map(|path| Self { program: Some(path), ..Self::new(name, kind) }));
         }
+        all.push(Self::new("veth", Kind::Veth));
+        all.push(Self::new("loopback", Kind::Loopback));
         all
     }
 
-    /// `NAME=PATH`.
+    /// `NAME=PATH [OPTION]...`.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let (name, path) = text.split_once('=').ok_or("write NAME=PATH")?;
+        let (name, command) = text.split_once('=').ok_or("write NAME=PATH")?;
+        let mut words = command.split_whitespace();
+        let path = words.next().ok_or("the path is missing")?;
         let kind = if name.starts_with("usernetd-epoll") {
             Kind::Usernetd(Backend::Epoll)
         } else if name.starts_with("usernetd") {
@@ -65,14 +91,36 @@ impl Contender {
         } else {
             return Err("a name starts with usernetd, slirp4netns or pasta".to_owned());
         };
-        Ok(Self { name: name.to_owned(), kind, program: Some(path.into()) })
+        let options = words.map(str::to_owned).collect();
+        Ok(Self { program: Some(path.into()), options, ..Self::new(name, kind) })
     }
 
-    /// Whether it is something that usernetd is compared with.
-    pub(crate) fn is_peer(&self) -> bool {
+    /// `usernetd` with this many threads that translate.
+    pub(crate) fn with_workers(workers: u32) -> Self {
+        let options = vec!["--workers".to_owned(), workers.to_string()];
+        let name = format!("usernetd-w{workers}");
+        let kind = Kind::Usernetd(Backend::IoUring);
+        Self { options, workers: Some(workers), ..Self::new(&name, kind) }
+    }
+
+    /// What it says about its version.
+    pub(crate) fn version(&self, lab: &Lab) -> Option<String> {
+        let own = || lab.program("usernetd");
+        match self.role() {
+            Role::Limit => None,
+            Role::Own | Role::Peer => {
+                let program = self.program.as_ref();
+                let program = program.map_or_else(own, |path| path.to_string_lossy().into_owned());
+                machine::version(&program, "--version")
+            }
+        }
+    }
+
+    pub(crate) fn role(&self) -> Role {
         match self.kind {
-            Kind::Slirp4netns | Kind::Pasta => true,
-            Kind::Loopback | Kind::Usernetd(_) => false,
+            Kind::Loopback | Kind::Veth => Role::Limit,
+            Kind::Usernetd(_) => Role::Own,
+            Kind::Slirp4netns | Kind::Pasta => Role::Peer,
         }
     }
 }

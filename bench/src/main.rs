@@ -14,7 +14,9 @@ mod compare;
 mod contender;
 mod cpu;
 mod load;
+mod machine;
 mod report;
+mod results;
 mod session;
 
 use contender::Contender;
@@ -28,6 +30,8 @@ enum Command {
     /// All of it happens in namespaces of its own, as an ordinary user. What is not installed is left out.
     #[command(after_help = cases::help())]
     Compare(CompareArgs),
+    /// Writes tables and plots again from a results.json, without measuring.
+    Report(ReportArgs),
     /// Counts the instructions of the core, and fails if they are more than in the reference.
     ///
     /// Needs valgrind, but no quiet machine. Logs of inputs are replayed; see bench/src/replay.
@@ -45,18 +49,41 @@ struct CompareArgs {
     /// Rounds; the table shows medians over them [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
+    /// Seconds of each TCP transfer
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=60))]
+    seconds: u64,
     /// Only these groups of cases
     #[arg(long, value_name = "GROUP", value_delimiter = ',', value_parser = cases::parse_name)]
     cases: Vec<&'static str>,
     /// One more contender: NAME starts with usernetd, slirp4netns or pasta, PATH is the program
-    #[arg(long = "peer", value_name = "NAME=PATH", value_parser = Contender::parse)]
+    #[arg(long = "peer", value_name = "NAME=PATH [OPTION]...", value_parser = Contender::parse)]
     peers: Vec<Contender>,
-    /// Folder for results.json and results.md
-    #[arg(long, value_name = "DIR", default_value = "bench/out")]
-    out: PathBuf,
     /// Only these contenders
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
+    /// Also usernetd with so many worker threads, as usernetd-wN; a plot shows how it scales
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    workers: Vec<u32>,
+    /// Congestion control of the host's and the guest's namespace, each in turn [default: the kernel's]
+    ///
+    /// A kernel lets a namespace use what net.ipv4.tcp_allowed_congestion_control names.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    congestion: Vec<String>,
+    /// Folder for results.json, results.md and report.html
+    #[arg(long, value_name = "DIR", default_value = "bench/out")]
+    out: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct ReportArgs {
+    /// A results.json
+    results: PathBuf,
+    /// Folder for results.md and report.html [default: that of RESULTS]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Also one plot (SVG) of the most important cases
+    #[arg(long, value_name = "PATH")]
+    headline: Option<PathBuf>,
 }
 
 /// How much is measured.
@@ -74,11 +101,11 @@ struct Effort {
 
 impl CompareArgs {
     fn effort(&self) -> Effort {
-        let (rounds, bulk, load) = if self.quick { (1, 1, 250) } else { (3, 2, 1_500) };
+        let (rounds, load) = if self.quick { (1, 250) } else { (3, 1_500) };
         Effort {
             is_quick: self.quick,
             rounds: self.rounds.unwrap_or(rounds),
-            bulk: Duration::from_secs(bulk),
+            bulk: Duration::from_secs(self.seconds),
             load: Duration::from_millis(load),
         }
     }
@@ -87,6 +114,7 @@ impl CompareArgs {
 fn main() -> ExitCode {
     let done = match Command::parse() {
         Command::Compare(args) => compare::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Report(args) => report::again(&args).map(|()| ExitCode::SUCCESS),
         Command::Counts(args) => counts::run(&args).map_err(Into::into),
         Command::Replay(args) => {
             counts::replay(&args).map(|()| ExitCode::SUCCESS).map_err(Into::into)

@@ -1,10 +1,11 @@
 //! A contender at work: a guest with network, and what the contender costs the machine.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use usernet_lab::{Lab, Namespace, Running, WAN4, WAN6, skip};
+use usernet_lab::{GUEST4, GUEST6, Lab, Namespace, Running, WAN4, WAN6, skip, wait_until};
 
 use crate::contender::{Contender, Kind};
 use crate::cpu::{Cpu, descendants};
@@ -16,6 +17,10 @@ pub(crate) const SERVER_PORT: u16 = 7000;
 
 /// How long a contender may take to set up the network.
 const SET_UP_MAX: Duration = Duration::from_secs(10);
+/// How long IPv6 may take: router advertisements and the search for duplicates need seconds.
+const V6_MAX: Duration = Duration::from_secs(6);
+/// How long one question over IPv6 may take.
+const V6_TRY_MAX: Duration = Duration::from_secs(2);
 /// How often it is looked whether it has.
 const POLL: Duration = Duration::from_micros(200);
 
@@ -61,6 +66,8 @@ pub(crate) struct Session<'a> {
     /// None: the client is on the host.
     guest: Option<Namespace>,
     program: Option<Running>,
+    /// Whether the host can be reached over IPv6, once that was tried.
+    v6: OnceCell<Result<(), String>>,
     /// From the start of the program to a default route in the guest.
     pub(crate) ready_after: Duration,
 }
@@ -78,32 +85,45 @@ impl<'a> Session<'a> {
         mtu: u16,
         options: &[&str],
     ) -> Result<Self, String> {
-        let ready_after = Duration::ZERO;
+        let mut session = Self {
+            lab,
+            contender,
+            mtu,
+            guest: None,
+            program: None,
+            v6: OnceCell::new(),
+            ready_after: Duration::ZERO,
+        };
+        set_congestion(lab.host(), contender)?;
         if contender.kind == Kind::Loopback {
-            return Ok(Self { lab, contender, mtu, guest: None, program: None, ready_after });
+            return Ok(session);
         }
-        let guest = lab.guest();
-        let args = arguments(lab, contender, &guest, mtu);
-        let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
-        args.splice(1..1, options.iter().copied());
+        let guest = session.guest.insert(lab.guest());
+        set_congestion(guest, contender)?;
+        if contender.kind == Kind::Veth {
+            pair(lab.host(), guest, mtu);
+            return Ok(session);
+        }
+        let args = command_line(lab, contender, guest, mtu, options);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let entered = entering(lab);
         let start = Instant::now();
         let mut program = lab.host().spawn(&args);
-        while !has_default_route(&guest) {
+        while !has_default_route(guest) {
             if start.elapsed() > SET_UP_MAX || !program.is_running() {
                 let done = program.done_within(Duration::ZERO);
                 return Err(format!("{} did not set up the network: {done}", contender.name));
             }
             thread::sleep(POLL);
         }
-        let ready_after = start.elapsed().saturating_sub(entered);
-        let (guest, program) = (Some(guest), Some(program));
-        Ok(Self { lab, contender, mtu, guest, program, ready_after })
+        session.ready_after = start.elapsed().saturating_sub(entered);
+        session.program = Some(program);
+        Ok(session)
     }
 
     /// Whether there is a contender at all.
     pub(crate) fn is_translated(&self) -> bool {
-        self.guest.is_some()
+        self.program.is_some()
     }
 
     /// Where the clients run.
@@ -121,16 +141,27 @@ impl<'a> Session<'a> {
         Cpu::now(&self.processes())
     }
 
-    /// Whether the case can be measured with this version of IP; if not, why.
+    /// Whether the host can be reached with this version of IP; if not, why. That of IPv6 is tried, with the server at
+    /// [`SERVER_PORT`].
     pub(crate) fn has(&self, family: Family) -> Result<(), String> {
-        match (family, self.contender.kind) {
-            (Family::V6, _) if !skip::has_ipv6() => Err("the machine has no IPv6".to_owned()),
-            (Family::V6, Kind::Pasta) => Err("pasta is started with --ipv4-only".to_owned()),
-            (Family::V6, Kind::Slirp4netns) => {
-                Err("slirp4netns is started without --enable-ipv6".to_owned())
-            }
-            (Family::V4 | Family::V6, _) => Ok(()),
+        match family {
+            Family::V4 => Ok(()),
+            Family::V6 => self.v6.get_or_init(|| self.try_v6()).clone(),
         }
+    }
+
+    fn try_v6(&self) -> Result<(), String> {
+        if !skip::has_ipv6() {
+            return Err("the machine has no IPv6".to_owned());
+        }
+        let mut why = String::new();
+        let is_there = wait_until(V6_MAX, || {
+            let server = Family::V6.socket(SERVER_PORT);
+            let done = self.client().peer_within(V6_TRY_MAX, &["who", "tcp", &server]);
+            why = done.to_string();
+            done.is_ok()
+        });
+        if is_there { Ok(()) } else { Err(format!("the host's IPv6 address: {why}")) }
     }
 
     /// The contender and all it started.
@@ -151,47 +182,76 @@ fn entering(lab: &Lab) -> Duration {
     (0..5).map(|_| enter()).min().unwrap_or_default()
 }
 
-fn arguments(lab: &Lab, contender: &Contender, guest: &Namespace, mtu: u16) -> Vec<String> {
+/// The kernel lets a namespace choose among what its administrator allows.
+fn set_congestion(namespace: &Namespace, contender: &Contender) -> Result<(), String> {
+    let Some(congestion) = &contender.congestion else { return Ok(()) };
+    let script = format!("echo {congestion} >/proc/sys/net/ipv4/tcp_congestion_control");
+    let done = namespace.spawn_admin(&["sh", "-c", &script]).done_within(SET_UP_MAX);
+    let allowed = "the kernel allows a namespace those of net.ipv4.tcp_allowed_congestion_control";
+    if done.is_ok() { Ok(()) } else { Err(format!("{congestion}: {allowed}: {done}")) }
+}
+
+/// A veth pair with the addresses that the contenders use. It goes when the guest does.
+fn pair(host: &Namespace, guest: &Namespace, mtu: u16) {
+    let pid = guest.pid();
+    let (mut host_lines, mut guest_lines) = (
+        format!("link add pair0 mtu {mtu} type veth peer name tap0 mtu {mtu} netns {pid}\n"),
+        String::from("link set lo up\n"),
+    );
+    host_lines += "addr add 10.0.2.2/24 dev pair0\n";
+    guest_lines += &format!("addr add {GUEST4}/24 dev tap0\n");
+    if skip::has_ipv6() {
+        host_lines += "addr add fd00::2/64 dev pair0 nodad\n";
+        guest_lines += &format!("addr add {GUEST6}/64 dev tap0 nodad\n");
+    }
+    host.ip(&format!("{host_lines}link set pair0 up"));
+    guest_lines += "link set tap0 up\nroute add default via 10.0.2.2\n";
+    if skip::has_ipv6() {
+        guest_lines += "route add default via fd00::2\n";
+    }
+    guest.ip(&guest_lines);
+}
+
+fn command_line(
+    lab: &Lab,
+    contender: &Contender,
+    guest: &Namespace,
+    mtu: u16,
+    more: &[&str],
+) -> Vec<String> {
     let own = |name: &str| match &contender.program {
         Some(path) => path.to_string_lossy().into_owned(),
         None => lab.program(name),
     };
     let (pid, mtu) = (guest.pid().to_string(), mtu.to_string());
-    let (program, options): (String, Vec<&str>) = match contender.kind {
-        Kind::Loopback => (own("true"), Vec::new()),
-        Kind::Usernetd(backend) => {
-            let options = vec!["--mtu", &mtu, "--backend", backend.name(), "--netns", &pid];
-            (own("usernetd"), options)
-        }
+    let (program, options, last): (String, Vec<&str>, Vec<&str>) = match contender.kind {
+        Kind::Loopback | Kind::Veth => (own("true"), Vec::new(), Vec::new()),
+        Kind::Usernetd(backend) => (
+            own("usernetd"),
+            vec!["--mtu", &mtu, "--backend", backend.name()],
+            vec!["--netns", &pid],
+        ),
         Kind::Slirp4netns => {
-            let options =
-                vec!["--configure", "--mtu", &mtu, "--disable-host-loopback", &pid, "tap0"];
-            (own("slirp4netns"), options)
+            let mut options = vec!["--configure", "--mtu", &mtu, "--disable-host-loopback"];
+            options.extend(skip::has_ipv6().then_some("--enable-ipv6"));
+            (own("slirp4netns"), options, vec![&pid, "tap0"])
         }
         Kind::Pasta => {
             // Addresses as the others have them: with the host's own it could not reach the host.
-            let options = vec![
-                "--foreground",
-                "--config-net",
-                "--ipv4-only",
-                "--interface",
-                "wan0",
-                "--address",
-                "10.0.2.100",
-                "--netmask",
-                "24",
-                "--gateway",
-                "10.0.2.2",
-                "--ns-ifname",
-                "tap0",
-                "--mtu",
-                &mtu,
-                &pid,
-            ];
-            (own("pasta"), options)
+            let mut options = vec!["--foreground", "--config-net", "--interface", "wan0"];
+            options.extend(["--address", GUEST4, "--netmask", "24", "--gateway", "10.0.2.2"]);
+            if skip::has_ipv6() {
+                options.extend(["--address", GUEST6, "--gateway", "fe80::2"]);
+            } else {
+                options.push("--ipv4-only");
+            }
+            options.extend(["--ns-ifname", "tap0", "--mtu", &mtu]);
+            (own("pasta"), options, vec![&pid])
         }
     };
-    std::iter::once(program).chain(options.into_iter().map(str::to_owned)).collect()
+    let configured = contender.options.iter().map(String::as_str);
+    let options = options.into_iter().chain(configured).chain(more.iter().copied()).chain(last);
+    std::iter::once(program).chain(options.map(str::to_owned)).collect()
 }
 
 /// Whether /proc/PID/net/route has an entry with destination 0 and the flag `RTF_GATEWAY`.

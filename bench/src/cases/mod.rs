@@ -14,6 +14,7 @@ use crate::session::Session;
 mod connections;
 mod forward;
 mod http;
+mod iperf;
 mod latency;
 mod paths;
 mod rest;
@@ -70,12 +71,12 @@ pub(crate) const GROUPS: [Group; 12] = [
     },
     Group {
         name: "stream",
-        about: "TCP streams both ways, 1 and 4 at a time",
+        about: "TCP both ways: 1, 4 and 16 flows at MTU 1500 and 65520, 1 and 16 at 9000; IPv6: 1 flow",
         run: Run::InSession(stream::wants, stream::run),
     },
     Group {
         name: "small-writes",
-        about: "TCP streams of small writes",
+        about: "TCP both ways in writes of 64 and 1024 bytes",
         run: Run::InSession(usual, small_writes::run),
     },
     Group {
@@ -101,6 +102,18 @@ pub(crate) const GROUPS: [Group; 12] = [
 /// Once, at the usual MTU.
 fn usual(_: &Contender, mtu: u16, _: &Effort) -> bool {
     mtu == USUAL_MTU
+}
+
+impl Group {
+    /// Whether it is run again for another congestion control.
+    pub(crate) fn depends_on_congestion(&self) -> bool {
+        ["stream", "small-writes", "forward", "paths"].contains(&self.name)
+    }
+
+    /// Whether it is part of the curve over the number of workers.
+    pub(crate) fn depends_on_workers(&self) -> bool {
+        ["stream", "connections", "http"].contains(&self.name)
+    }
 }
 
 /// A group's name, from the command line.

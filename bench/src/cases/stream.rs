@@ -1,81 +1,80 @@
 //! Bulk TCP, both ways.
-
-use std::time::Duration;
+//!
+//! All of it would take an hour: more flows than one are measured over IPv4 alone, and jumbo frames with one and 16.
 
 use crate::Effort;
+use crate::cases::iperf::{Direction, Transfer};
 use crate::cases::{MTUS, USUAL_MTU};
 use crate::collector::{Collector, Metric};
 use crate::contender::{Contender, Kind};
 use crate::session::{Family, Session};
 
-/// The way bytes go.
-#[derive(Clone, Copy, Debug)]
-enum Direction {
-    /// From the guest to the host.
-    Out,
-    /// From the host to the guest.
-    In,
+/// The link's largest size.
+const LARGEST_MTU: u16 = MTUS[2];
+
+pub(crate) fn wants(contender: &Contender, mtu: u16, effort: &Effort) -> bool {
+    match contender.kind {
+        // It has no link: once for all sizes, with the last of them.
+        Kind::Loopback => mtu == LARGEST_MTU,
+        Kind::Veth | Kind::Usernetd(_) | Kind::Slirp4netns | Kind::Pasta => {
+            !flows(mtu, Family::V4, effort).is_empty()
+        }
+    }
 }
 
-pub(crate) fn wants(contender: &Contender, mtu: u16, _: &Effort) -> bool {
-    match contender.kind {
-        Kind::Loopback => mtu == USUAL_MTU,
-        Kind::Usernetd(_) | Kind::Slirp4netns | Kind::Pasta => mtu != MTUS[1],
+/// How many flows at a time are measured.
+fn flows(mtu: u16, family: Family, effort: &Effort) -> &'static [u32] {
+    match (effort.is_quick, family) {
+        (true, Family::V4) if mtu == USUAL_MTU => &[1, 4],
+        (true, Family::V4) if mtu == LARGEST_MTU => &[1],
+        (true, Family::V6) if mtu == USUAL_MTU => &[1],
+        (true, Family::V4 | Family::V6) => &[],
+        (false, Family::V4) if mtu == USUAL_MTU || mtu == LARGEST_MTU => &[1, 4, 16],
+        (false, Family::V4) => &[1, 16],
+        (false, Family::V6) if mtu == USUAL_MTU || mtu == LARGEST_MTU => &[1],
+        (false, Family::V6) => &[],
     }
 }
 
 pub(crate) fn run(session: &Session<'_>, effort: &Effort, collector: &mut Collector<'_>) {
-    for direction in [Direction::Out, Direction::In] {
-        for flows in [1, 4] {
-            one(session, direction, flows, Family::V4, effort.bulk, collector);
-        }
-        if !effort.is_quick {
-            one(session, direction, 1, Family::V6, effort.bulk, collector);
+    for family in [Family::V4, Family::V6] {
+        for direction in Direction::BOTH {
+            if session.contender.kind == Kind::Loopback {
+                for n in [1, 4, 16] {
+                    let is_in = |mtu: &u16| flows(*mtu, family, effort).contains(&n);
+                    let mtus: Vec<u16> = MTUS.into_iter().filter(is_in).collect();
+                    one(session, effort, collector, (family, direction, n), &mtus);
+                }
+            } else {
+                for n in flows(session.mtu, family, effort) {
+                    one(session, effort, collector, (family, direction, *n), &[session.mtu]);
+                }
+            }
         }
     }
 }
 
+/// One transfer. It stands for all these sizes of the link.
 fn one(
     session: &Session<'_>,
-    direction: Direction,
-    flows: u32,
-    family: Family,
-    time: Duration,
+    effort: &Effort,
     collector: &mut Collector<'_>,
+    (family, direction, flows): (Family, Direction, u32),
+    mtus: &[u16],
 ) {
-    let (seconds, parallel) = (time.as_secs().to_string(), flows.to_string());
-    let mut run = vec!["iperf3", "-J", "-c", family.host(), "-t", &seconds, "-P", &parallel];
-    let name = match direction {
-        Direction::Out => "out",
-        Direction::In => {
-            run.push("-R");
-            "in"
-        }
-    };
-    let mtu = session.mtu;
-    let suffix = match family {
+    let way = direction.name();
+    let version = match family {
         Family::V4 => "",
         Family::V6 => ", IPv6",
     };
-    let metric = Metric::rate(
-        format!("stream.{name}.{flows}.{mtu}.{}", family.name()),
-        format!("TCP {name} ×{flows}, MTU {mtu}{suffix}"),
-        "Gbit/s",
-    );
-    if let Err(why) = session.has(family) {
-        return collector.fail(metric.label, why);
+    let metrics = mtus.iter().map(|mtu| {
+        let id = format!("stream.{way}.{flows}.{mtu}.{}", family.name());
+        Metric::rate(id, format!("TCP {way} ×{flows}, MTU {mtu}{version}"), "Gbit/s")
+    });
+    let metrics: Vec<Metric> = metrics.collect();
+    if !metrics.is_empty() {
+        let time = effort.bulk;
+        let transfer = Transfer { family, direction, flows, time, options: &[] };
+        transfer.measure(session, collector, &metrics);
     }
-    let before = session.cpu();
-    let done = session.client().run_within(time + Duration::from_secs(15), &run);
-    let used = session.cpu() - before;
-    let Ok(report) = serde_json::from_str::<serde_json::Value>(&done.out) else {
-        return collector.fail(metric.label, done);
-    };
-    let sum = &report["end"]["sum_received"];
-    let Some(rate) = sum["bits_per_second"].as_f64() else {
-        return collector.fail(metric.label, &report["error"]);
-    };
-    collector.add_cpu(&metric, used, sum["bytes"].as_f64().unwrap_or(0.0) / 1e9, "s/GB");
-    let sample = collector.add(metric, rate / 1e9);
-    sample.also("retransmits", report["end"]["sum_sent"]["retransmits"].as_f64().unwrap_or(0.0));
 }

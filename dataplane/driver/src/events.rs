@@ -298,7 +298,10 @@ impl<B: Backend> Engine<B> {
 
     fn pump(&mut self, socket: SocketId) {
         let Some(Socket::Pair(pair)) = self.table.get(socket) else { return };
-        match pair.pump() {
+        let before = pair.moved();
+        let pumped = pair.pump();
+        self.busy.on_moved((pair.moved() - before) as usize);
+        match pumped {
             Ok(Pumped::Waiting) => {}
             Ok(Pumped::More) => {
                 pair.widen(&mut self.pipes);

@@ -287,6 +287,12 @@ impl Pair {
         }
     }
 
+    /// Bytes that have passed, both ways together.
+    pub(crate) fn moved(&self) -> u64 {
+        let (to_guest, from_guest) = self.bytes();
+        to_guest + from_guest
+    }
+
     /// Bytes to the guest and from it.
     pub(crate) fn bytes(&self) -> (u64, u64) {
         let Some(joined) = &self.joined else { return (0, 0) };

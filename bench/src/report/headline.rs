@@ -13,7 +13,7 @@ const CASES: [(&str, &str); 6] = [
     ("stream.out.1.65520.v4", "TCP to the host, MTU 65520"),
     ("stream.in.1.65520.v4", "TCP to the guest, MTU 65520"),
     ("connections.out.16", "connections, 16 at a time"),
-    ("latency.tcp.1.p50", "TCP round trip, median"),
+    ("latency.tcp.1.1.p50", "TCP round trip, median"),
 ];
 /// Text and lines on light and on dark ground.
 const STYLE: &str = "svg{color:#24292f}.value{font-weight:600}.faint{opacity:.7}\

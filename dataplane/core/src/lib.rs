@@ -24,6 +24,7 @@ pub mod op;
 pub mod packet;
 pub mod rules;
 pub mod time;
+pub mod tunnel;
 
 mod context;
 mod datagram;
@@ -55,3 +56,4 @@ pub use ownership::Ownership;
 pub use rules::Rules;
 pub use shard::{Shard, TableFull, Why};
 pub use time::Instant;
+pub use tunnel::{Tunnel, TunnelOut};

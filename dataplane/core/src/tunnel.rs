@@ -14,7 +14,7 @@ use crate::time::Instant;
 /// first byte.
 pub trait Tunnel {
     /// The guest sends a packet, or a super-frame of TCP or UDP as `offload` says. It may be overwritten.
-    fn from_guest(
+    fn on_packet(
         &mut self,
         now: Instant,
         packet: &mut [u8],
@@ -23,7 +23,7 @@ pub trait Tunnel {
     );
 
     /// Datagrams have come from the wire: `size` bytes each, the last one may be shorter. They may be overwritten.
-    fn from_wire(
+    fn on_datagrams(
         &mut self,
         now: Instant,
         from: SocketAddr,

@@ -29,6 +29,8 @@ pub mod slirp4netns;
 pub mod spec;
 
 mod announcement;
+#[cfg(test)]
+mod compat_table;
 mod control;
 mod getopt;
 mod host;

@@ -121,55 +121,29 @@ fn start(options: Options, started: Instant) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use clap::CommandFactory;
+
+    use super::*;
+    use crate::compat_table::CompatTable;
 
     /// What is said of every option.
     const TABLE: &str = "docs/compat/pasta.md";
 
-    /// A file of the repository.
-    fn file(path: &str) -> String {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
-        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-    }
-
-    /// What stands in backquotes.
-    fn quoted(text: &str) -> impl Iterator<Item = &str> {
-        text.split('`').skip(1).step_by(2)
-    }
-
     #[test]
     fn the_table_of_options_is_that_of_the_command_line() {
-        let document = file(TABLE);
-        let rows: Vec<Vec<&str>> = document
-            .lines()
-            .filter(|line| line.starts_with("| `--"))
-            .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
-            .collect();
-        let options = rows.iter().map(|row| row[0].trim_matches('`').trim_start_matches('-'));
+        let table = CompatTable::read(TABLE);
         let command = Grammar::command();
-        let declared: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_long()).collect();
-        assert_eq!(options.collect::<Vec<_>>(), declared, "in the same order");
-        for row in &rows {
-            let is_refused = command.get_arguments().any(|arg| {
-                arg.get_long() == Some(row[0].trim_matches('`').trim_start_matches('-'))
-                    && arg.is_hide_set()
-            });
-            let states = ["supported", "accepted without effect", "refused"];
-            assert!(row.len() == 4 && states.contains(&row[1]), "{row:?}");
-            assert_eq!(row[1] == "refused", is_refused, "help shows what is not refused: {row:?}");
-            assert!(quoted(row[3]).any(|name| name.contains("::")), "no test: {row:?}");
+        assert_eq!(table.options(), CompatTable::declared_by(&command), "in the same order");
+        for row in table.rows() {
+            let is_hidden =
+                |arg: &clap::Arg| arg.get_long() == Some(row.option) && arg.is_hide_set();
+            let is_refused = command.get_arguments().any(is_hidden);
+            assert_eq!(row.is_refused(), is_refused, "help shows what is not refused: {row:?}");
         }
     }
 
     #[test]
     fn the_tests_that_the_table_names_exist() {
-        let document = file(TABLE);
-        let names: Vec<_> = quoted(&document).filter_map(|name| name.split_once("::")).collect();
-        assert!(names.len() > 60, "names are read as they are written");
-        for (of, test) in names.into_iter().filter(|(of, _)| *of != "file") {
-            let source = file(&format!("tests/dropin/tests/{of}.rs"));
-            assert!(source.contains(&format!("    fn {test}(pasta)")), "{of}::{test}");
-        }
+        CompatTable::read(TABLE).check_tests(60, "pasta");
     }
 }

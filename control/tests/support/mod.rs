@@ -157,8 +157,10 @@ fn copied(name: &str, from: &str) -> PathBuf {
     fs::create_dir_all(&dir).unwrap();
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
     let (fresh, copy) = (dir.join(std::process::id().to_string()), dir.join(name));
-    fs::copy(from, &fresh).unwrap();
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
+    // By a process of its own: a child that another test starts meanwhile would hold our descriptor for writing,
+    // and the program could not be executed as long as it does.
+    let status = Command::new("install").arg("-m755").arg(from).arg(&fresh).status();
+    assert!(status.is_ok_and(|status| status.success()), "{name} cannot be copied");
     // Another test may be executing the old one: it is replaced, not overwritten.
     fs::rename(&fresh, &copy).unwrap();
     copy

@@ -1,5 +1,6 @@
 //! What a tunnel is told: the meaning of a file of wg-quick(8).
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use ipnet::IpNet;
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 
 /// A tunnel: our end of it, and its peers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Our end.
     pub interface: Interface,
@@ -17,7 +18,7 @@ pub struct Config {
 }
 
 /// `[Interface]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// Who we are.
     pub private_key: PrivateKey,
@@ -48,7 +49,7 @@ pub enum Table {
 }
 
 /// `[Peer]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Who they are.
     pub public_key: PublicKey,
@@ -69,4 +70,13 @@ pub enum Endpoint {
     Address(SocketAddr),
     /// A host name and a port: to be resolved when the tunnel is made.
     Name(String, u16),
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
 }

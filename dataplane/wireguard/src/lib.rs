@@ -1,8 +1,10 @@
-//! WireGuard: what a tunnel is told ([`Config`], its keys), and the tunnel itself.
+//! WireGuard: what a tunnel is told ([`Config`], its keys, files and requests), and the tunnel itself.
 #![forbid(unsafe_code)]
 
+pub mod conf;
 pub mod config;
 pub mod key;
+pub mod uapi;
 
 pub use config::{Config, Endpoint, Interface, Peer, Table};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};

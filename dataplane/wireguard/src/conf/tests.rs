@@ -76,10 +76,8 @@ fn what_does_not_apply_here_is_told_and_done_without() {
 }
 
 #[test]
-fn every_error_names_the_file_the_line_and_what_to_write() {
-    let with = |line: &str| format!("[Interface]\nPrivateKey = {KEY}\n{line}\n");
-    let peer = |line: &str| with(&format!("[Peer]\nPublicKey = {PEER}\n{line}"));
-    for (text, told) in [
+fn every_error_in_the_interface_names_the_file_the_line_and_what_to_write() {
+    assert_errors(&[
         (String::new(), "wg0.conf: no [Interface]"),
         ("PrivateKey = x".to_owned(), "wg0.conf:1: a line before the first section"),
         (
@@ -108,6 +106,12 @@ fn every_error_names_the_file_the_line_and_what_to_write() {
         ),
         (with("ListenPort = 70000"), "wg0.conf:3: ListenPort: write a port"),
         (with("Table = vpn"), "wg0.conf:3: Table: write auto, off, main or the number"),
+    ]);
+}
+
+#[test]
+fn every_error_in_a_peer_names_the_file_the_line_and_what_to_write() {
+    assert_errors(&[
         (
             with("[Peer]\nAllowedIPs = ::/0"),
             "wg0.conf:3: a [Peer] without PublicKey; add that of the other end",
@@ -146,8 +150,23 @@ fn every_error_names_the_file_the_line_and_what_to_write() {
             peer(&format!("AllowedIPs = {}", "::/0,".repeat(NETWORKS_MAX + 1))),
             "too many AllowedIPs",
         ),
-    ] {
-        let error = error(&text);
+    ]);
+}
+
+/// A file with this line in `[Interface]`.
+fn with(line: &str) -> String {
+    format!("[Interface]\nPrivateKey = {KEY}\n{line}\n")
+}
+
+/// A file with this line in `[Peer]`.
+fn peer(line: &str) -> String {
+    with(&format!("[Peer]\nPublicKey = {PEER}\n{line}"))
+}
+
+/// Asserts what is told of these files.
+fn assert_errors(cases: &[(String, &str)]) {
+    for (text, told) in cases {
+        let error = error(text);
         assert!(error.contains(told), "{told}: {error}");
     }
 }

@@ -62,7 +62,8 @@ pub(crate) fn attach(args: &AttachArgs) -> Result<ExitCode, Error> {
         claim: &claim,
         netns: args.netns.to_string().into(),
         userns: args.userns.clone().map(Into::into),
-        network: &args.network,
+        network: args.network.args(),
+        further: &[],
         exit,
         is_log_shown: args.foreground || args.network.has_log_options(),
     }

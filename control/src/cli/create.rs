@@ -27,6 +27,7 @@ use super::output::Output;
 use super::process::{self, Process};
 use super::run::{IdentityArgs, await_ready, fill_resolv_conf, plan, userns_of};
 use super::supervisor::Signals;
+use super::vnet::{Memberships, VnetArgs};
 
 /// How long a daemon may take to end by itself once its namespace is given up.
 const DAEMON_GRACE: Duration = Duration::from_secs(3);
@@ -43,6 +44,8 @@ pub(crate) struct CreateArgs {
     name: String,
     #[command(flatten)]
     identity: IdentityArgs,
+    #[command(flatten)]
+    vnets: VnetArgs,
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
@@ -113,17 +116,19 @@ fn start(
 ) -> Result<Process, Error> {
     await_ready(signals, line, keeper)?;
     let netns = format!("/proc/{keeper}/ns/net");
+    let member = Process::of(keeper.as_raw()).map_err(Error::system("the keeper is gone"))?;
+    let memberships = Memberships::join(&args.vnets, claim, member)?;
     let daemon = Launch {
         claim,
         netns: netns.clone().into(),
         userns: userns_of(args.identity.identity(), keeper),
-        network: &args.network,
+        network: args.network.args(),
+        further: &memberships.args(),
         exit: Some(exit),
         is_log_shown: false,
     }
     .start(signals)?;
     fill_resolv_conf(claim)?;
-    let member = Process::of(keeper.as_raw()).map_err(Error::system("the keeper is gone"))?;
     let state = State::new(Kind::Created, member, daemon, netns);
     claim.publish(&State { member: Some(member), ..state })?;
     line.send(&Order::Go).map_err(Error::system("the keeper does not answer"))?;
@@ -195,6 +200,13 @@ fn remove_one(instance: &Instance, is_forced: bool) -> Result<(), Error> {
                 kill(Pid::from_raw(pid), Sig::SIGKILL).ok();
             }
             owner.end(COMMAND_GRACE).map_err(failed())?;
+        }
+        Kind::Vnet => {
+            let network = instance.name.trim_start_matches("vnet-");
+            return Err(Error::Usage(format!(
+                "`{}` is the gateway of a virtual network: usernet vnet stop {network}, or usernet vnet rm {network}",
+                instance.name
+            )));
         }
         Kind::Attached => daemon.signal(Signal::TERM).map_err(failed())?,
     }

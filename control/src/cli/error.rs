@@ -68,6 +68,36 @@ pub(crate) enum Error {
     /// There is none of that name.
     #[error("no instance named `{0}`")]
     NoInstance(String),
+    /// There is such a virtual network already.
+    #[error("a virtual network named `{0}` exists already")]
+    VnetExists(String),
+    /// There is no virtual network of that name.
+    #[error("no virtual network named `{name}`")]
+    NoVnet {
+        /// The name.
+        name: String,
+        /// Those that there are.
+        known: Vec<String>,
+    },
+    /// A virtual network does not do what it is asked for.
+    #[error("network `{network}`: {reason}")]
+    Vnet {
+        /// The network.
+        network: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A gateway does not do what it is asked for; it tells whoever asked, who knows which network it is.
+    #[error("{0}")]
+    Refused(String),
+    /// Namespaces are members of the network that is to be removed.
+    #[error("network `{network}` is in use by {users}")]
+    VnetInUse {
+        /// The network.
+        network: String,
+        /// The instances.
+        users: String,
+    },
     /// The name was left out, and that does not say which one.
     #[error("{0}")]
     WhichInstance(String),
@@ -121,7 +151,19 @@ impl Error {
                 Some("name another one: USERNET_RUNTIME_DIR=/some/directory".into())
             }
             Self::Foreign(_) => Some("move it away, or give another --dir".into()),
+            Self::VnetExists(name) => Some(format!(
+                "take another name, or look at it: usernet vnet show {name}; remove it: usernet vnet rm {name}"
+            )),
+            Self::NoVnet { name, known } if known.is_empty() => {
+                Some(format!("make it: usernet vnet create {name}"))
+            }
+            Self::NoVnet { known, .. } => Some(format!("there are: {}", known.join(", "))),
+            Self::VnetInUse { network, .. } => {
+                Some(format!("end them, or cut them off: usernet vnet rm --force {network}"))
+            }
             Self::Usage(_)
+            | Self::Vnet { .. }
+            | Self::Refused(_)
             | Self::NotInstalled(_)
             | Self::System { .. }
             | Self::Api { .. }
@@ -150,6 +192,11 @@ impl Error {
             | Self::WhichInstance(_)
             | Self::Foreign(_)
             | Self::NotInstalled(_)
+            | Self::VnetExists(_)
+            | Self::NoVnet { .. }
+            | Self::Vnet { .. }
+            | Self::Refused(_)
+            | Self::VnetInUse { .. }
             | Self::InUse { .. } => not_started,
         })
     }

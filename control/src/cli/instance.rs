@@ -48,6 +48,8 @@ pub(crate) enum Kind {
     Created,
     /// `usernet attach`: ends with the namespace, which is somebody else's.
     Attached,
+    /// The gateway of a virtual network: ends when that is stopped or removed.
+    Vnet,
 }
 
 impl Kind {
@@ -57,6 +59,7 @@ impl Kind {
             Self::Run => "run",
             Self::Created => "created",
             Self::Attached => "attached",
+            Self::Vnet => "vnet",
         }
     }
 }
@@ -310,7 +313,8 @@ fn is_stale(dir: &Path) -> bool {
     }
 }
 
-fn pid_namespace() -> PathBuf {
+/// The process-id namespace of this process, as a name.
+pub(crate) fn pid_namespace() -> PathBuf {
     fs::read_link("/proc/self/ns/pid").unwrap_or_default()
 }
 

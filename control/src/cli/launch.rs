@@ -22,7 +22,6 @@ use nix::unistd::{Pid, pipe2, setsid};
 
 use super::error::Error;
 use super::instance::Claim;
-use super::network_args::NetworkArgs;
 use super::process::Process;
 use super::supervisor::{Event, Signals};
 use crate::program::Program;
@@ -40,7 +39,9 @@ pub(crate) struct Launch<'a> {
     /// The user namespace to enter, for `--userns`, where one was made.
     pub(crate) userns: Option<OsString>,
     /// What the user asked for.
-    pub(crate) network: &'a NetworkArgs,
+    pub(crate) network: &'a [OsString],
+    /// What the command adds to that.
+    pub(crate) further: &'a [OsString],
     /// The daemon ends when the other end of this pipe is closed.
     pub(crate) exit: Option<OwnedFd>,
     /// Whether its log goes to our standard error instead of a file.
@@ -112,7 +113,7 @@ impl Launch<'_> {
         if let Some(exit) = &self.exit {
             command.arg("--exit-fd").arg(exit.as_raw_fd().to_string());
         }
-        command.args(self.network.args());
+        command.args(self.network).args(self.further);
         command
     }
 }
@@ -123,7 +124,8 @@ pub(crate) fn own_executable() -> PathBuf {
     env::current_exe().ok().filter(|path| path.exists()).unwrap_or(link)
 }
 
-fn leave_terminal_and_keep(kept: &[RawFd]) -> io::Result<()> {
+/// Between fork and exec: a session of its own, and none of our descriptors but these and the standard ones.
+pub(super) fn leave_terminal_and_keep(kept: &[RawFd]) -> io::Result<()> {
     setsid()?;
     SigSet::empty().thread_set_mask()?;
     // SAFETY: no memory is passed; descriptors are only marked.
@@ -151,7 +153,7 @@ fn abandon(pid: Pid) {
 }
 
 /// What the daemon said before it gave up.
-fn log_tail(path: &Path) -> String {
+pub(super) fn log_tail(path: &Path) -> String {
     let log = fs::read(path).unwrap_or_default();
     let tail = &log[log.len().saturating_sub(LOG_TAIL_BYTES)..];
     let text = String::from_utf8_lossy(tail).trim().to_owned();

@@ -11,9 +11,10 @@
 //! | `child`, `namespaces`, `userns`, `resolver` | making namespaces |
 //! | `command` | becoming the user's command |
 //! | `launch`, `supervisor`, `network_args` | starting the daemon, standing by the command |
+//! | `vnet` | virtual networks |
 //! | `error`, `output` | what is told and how |
 //!
-//! The CLI has one thread, always: it forks.
+//! The CLI has one thread, always: it forks. The forked process that answers DNS for a network does not.
 
 mod attach;
 mod child;
@@ -36,6 +37,7 @@ mod run;
 mod runtime_dir;
 mod supervisor;
 mod userns;
+mod vnet;
 
 use std::env;
 use std::process::ExitCode;
@@ -81,6 +83,7 @@ enum Subcommands {
     Status(inspect::StatusArgs),
     Flows(inspect::FlowsArgs),
     Forward(inspect::ForwardArgs),
+    Vnet(vnet::VnetCommand),
     Doctor(doctor::DoctorArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
@@ -107,6 +110,7 @@ pub fn main() -> ExitCode {
         | Subcommands::Status(_)
         | Subcommands::Flows(_)
         | Subcommands::Forward(_)
+        | Subcommands::Vnet(_)
         | Subcommands::Doctor(_)
         | Subcommands::Completions(_)
         | Subcommands::Man(_)
@@ -129,6 +133,7 @@ fn dispatch(command: &Subcommands) -> Result<ExitCode, Error> {
         Subcommands::Status(args) => inspect::status(args),
         Subcommands::Flows(args) => inspect::flows(args),
         Subcommands::Forward(args) => inspect::forward(args),
+        Subcommands::Vnet(command) => vnet::vnet(command),
         Subcommands::Doctor(args) => doctor::doctor(args),
         Subcommands::Completions(args) => manual::completions(args),
         Subcommands::Man(args) => manual::man(args),

@@ -63,6 +63,8 @@ pub(crate) enum Step {
     Resolver,
     /// Making a TAP.
     Device,
+    /// Making a network namespace forward, with a DNS of its own.
+    Router,
     /// Speaking with the parent.
     Line,
 }
@@ -96,7 +98,7 @@ impl StepFailed {
             Step::User | Step::Map => true,
             // AppArmor lets the user namespace be made, and denies what follows.
             Step::Unshare | Step::Mount => matches!(errno, Errno::EPERM | Errno::EACCES),
-            Step::Resolver | Step::Device | Step::Line => false,
+            Step::Resolver | Step::Device | Step::Router | Step::Line => false,
         };
         is_relevant.then(|| userns::denial(&Sysctls::system(), errno)).flatten()
     }
@@ -111,6 +113,7 @@ impl fmt::Display for StepFailed {
             Step::Mount => "cannot mount in the new mount namespace",
             Step::Resolver => "cannot put a resolv.conf into the new mount namespace",
             Step::Device => "cannot make a TAP device",
+            Step::Router => "cannot make the new network namespace a router with DNS",
             Step::Line => "the process in the new namespaces does not answer",
         })?;
         if self.errno != 0 {

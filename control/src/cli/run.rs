@@ -26,6 +26,7 @@ use super::network_args::NetworkArgs;
 use super::process::Process;
 use super::resolver;
 use super::supervisor::{Event, Signals, Supervisor};
+use super::vnet::{Memberships, VnetArgs};
 use crate::api::Client;
 
 /// Runs a command in new namespaces with network.
@@ -41,6 +42,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) identity: IdentityArgs,
     #[command(flatten)]
+    pub(crate) vnets: VnetArgs,
+    #[command(flatten)]
     pub(crate) network: NetworkArgs,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
@@ -53,6 +56,7 @@ Examples:
   usernet run --forward 8080:80 -- python3 -m http.server 80
   usernet run --host-loopback 5432 -- psql -h 10.0.2.2
   usernet run --map-user -- bash
+  usernet run --vnet my-network,name=server -- nc -l -p 12345
 
 Exit status:
   that of the command; 128 + n if signal n ended it; 127 if it was not found, 126 if it
@@ -124,11 +128,14 @@ fn start(
 ) -> Result<(Process, std::os::fd::OwnedFd), Error> {
     await_ready(signals, line, child)?;
     let (exit_reader, exit) = launch::pipe()?;
+    let owner = Process::current().map_err(Error::system("cannot read /proc"))?;
+    let memberships = Memberships::join(&args.vnets, claim, owner)?;
     let daemon = Launch {
         claim,
         netns: format!("/proc/{child}/ns/net").into(),
         userns: userns_of(args.identity.identity(), child),
-        network: &args.network,
+        network: args.network.args(),
+        further: &memberships.args(),
         exit: Some(exit_reader),
         is_log_shown: args.network.has_log_options(),
     }

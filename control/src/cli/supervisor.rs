@@ -12,7 +12,7 @@
 //! along (`PR_SET_PDEATHSIG`), and the daemon, whose exit descriptor closes.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -106,6 +106,20 @@ impl Signals {
         }
     }
 
+    /// Whether a signal to end has come. All that have come are taken.
+    pub(crate) fn take_ending(&self) -> Result<bool, Error> {
+        let mut is_ending = false;
+        loop {
+            let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, PollTimeout::ZERO) {
+                Ok(0) => return Ok(is_ending),
+                Ok(_) => is_ending |= self.next()?.ending().is_some(),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Error::system("cannot wait")(errno.into())),
+            }
+        }
+    }
+
     fn next(&self) -> Result<Received, Error> {
         loop {
             match self.fd.read_signal() {
@@ -118,6 +132,13 @@ impl Signals {
                 Err(errno) => return Err(Error::system("cannot read signals")(errno.into())),
             }
         }
+    }
+}
+
+impl AsFd for Signals {
+    /// Readable when a signal waits.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -1,0 +1,473 @@
+//! A network's gateway: a process of the host that runs a `usernetd` for a namespace of its own.
+//!
+//! ```text
+//! usernet vnet start ──┬── usernet-vnet-ns  in the namespace: holds it, answers DNS there
+//!   (listens, writes   └── usernetd         the tunnel that every member is a peer of; NAT with --internet
+//!    down, lets in)
+//! ```
+//!
+//! The namespace forwards: what one member sends to another comes out of the tunnel, is routed by the kernel, and goes
+//! back into it. So members need to know the gateway only, two networks have nothing in common, and what a member may
+//! send as is WireGuard's to check (`AllowedIPs`).
+//!
+//! Everything that matters is written down ([`super::store`]), so a gateway may be killed at any time: its namespace and
+//! its daemon end with it, and the next one has the same port and keys. If one of the other two is killed, the gateway
+//! begins anew by executing itself.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, geteuid, getpid, getppid, setsid};
+
+use super::dns::Sockets;
+use super::network::{Network, overlap};
+use super::protocol::{self, Request, Response};
+use super::service::{NamesFile, Service, forget_ended};
+use super::store::{Place, Store};
+use super::terms::gateway_conf;
+use super::wire::Wire;
+use crate::cli::child::{self, Line, Order, Report};
+use crate::cli::error::{Error, status};
+use crate::cli::instance::{Claim, Kind, Registry, State};
+use crate::cli::launch::{self, Launch, own_executable};
+use crate::cli::namespaces::{self, Identity, Plan, Step, StepFailed};
+use crate::cli::process::Process;
+use crate::cli::run::{await_ready, userns_of};
+use crate::cli::runtime_dir;
+use crate::cli::supervisor::Signals;
+
+/// A gateway that lasted no longer does not begin anew: whatever killed its processes will do so again.
+const LASTED_MIN: Duration = Duration::from_secs(2);
+
+/// How long one may take to be ready: as long as a daemon may.
+const READY_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a gateway may take to end.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The networks of the gateway's own way out, by preference: one that the network has nothing in common with is taken.
+const OUTSIDE4: [&str; 3] = ["10.0.2.0/24", "172.31.254.0/24", "192.168.254.0/24"];
+const OUTSIDE6: [&str; 2] = ["fd00::/64", "fd00:0:0:ffff::/64"];
+
+/// Where in its network a daemon answers DNS: the third address.
+const DNS_OFFSET: u32 = 3;
+
+/// The instance that a network's gateway is.
+pub(super) fn instance_of(network: &str) -> String {
+    format!("vnet-{network}")
+}
+
+/// Where a network's gateway listens.
+pub(super) fn socket_of(network: &str) -> Result<PathBuf, Error> {
+    Ok(runtime_dir::open()?.join(instance_of(network)).join("gateway.sock"))
+}
+
+/// Asks the gateway of a network; none: it does not run.
+pub(super) fn ask(network: &str, request: &Request) -> Result<Option<Response>, Error> {
+    let failed = || Error::system(format!("the gateway of `{network}` does not answer"));
+    match protocol::ask(&socket_of(network)?, request) {
+        Ok(Response::Refused(reason)) => Err(Error::Vnet { network: network.to_owned(), reason }),
+        Ok(response) => Ok(Some(response)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
+            _ => Err(failed()(error)),
+        },
+    }
+}
+
+/// Whether a network's gateway runs.
+pub(super) fn is_running(network: &str) -> bool {
+    socket_of(network).is_ok_and(|socket| UnixStream::connect(socket).is_ok())
+}
+
+/// Starts the gateway of a network in the background, if it does not run; returns when it does.
+pub(super) fn start(place: &Place, network: &str) -> Result<(), Error> {
+    let _alone = place.lock()?;
+    if is_running(network) {
+        return Ok(());
+    }
+    let log = fs::File::create(place.log());
+    let log = log.map_err(Error::system(format!("cannot write {}", place.log().display())))?;
+    let mut command = Command::new(own_executable());
+    command.arg0("usernet").args(["vnet", "start", "--foreground", network]);
+    command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    // SAFETY: the closure runs between fork and exec and makes system calls only; it does not allocate.
+    unsafe { command.pre_exec(|| launch::leave_terminal_and_keep(&[])) };
+    let mut child = command.spawn().map_err(Error::system("cannot start the gateway"))?;
+    let ready = child.stdout.take().map(OwnedFd::from).expect("it is a pipe");
+    if await_line(&ready)? {
+        return Ok(());
+    }
+    child.kill().ok();
+    child.wait().ok();
+    let told = launch::log_tail(&place.log());
+    let reason = told.strip_prefix("usernet: ").unwrap_or(&told).to_owned();
+    Err(Error::Vnet { network: network.to_owned(), reason })
+}
+
+/// Whether a line comes; not: the other end is closed without, or it takes too long.
+fn await_line(ready: &OwnedFd) -> Result<bool, Error> {
+    let timeout = PollTimeout::try_from(READY_PATIENCE).unwrap_or(PollTimeout::MAX);
+    let mut fds = [PollFd::new(ready.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, timeout).map_err(|errno| Error::system("cannot wait")(errno.into()))?;
+    let is_readable = fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN));
+    Ok(is_readable && nix::unistd::read(ready, &mut [0]).is_ok_and(|count| count > 0))
+}
+
+/// Ends the gateway of a network; returns when it has ended. Whether it ran.
+pub(super) fn stop(network: &str) -> Result<bool, Error> {
+    let name = instance_of(network);
+    let Some(instance) = Registry::open()?.list()?.into_iter().find(|i| i.name == name) else {
+        return Ok(false);
+    };
+    let failed = || Error::system(format!("cannot end the gateway of `{network}`"));
+    let owner = instance.state.owner;
+    owner.end(STOP_PATIENCE).map_err(failed())?;
+    // One that had to be killed did not wait for it.
+    instance.state.daemon.wait_end(STOP_PATIENCE).map_err(failed())?;
+    instance.remove_files()?;
+    Ok(true)
+}
+
+/// The gateway itself: runs until it is told to end.
+pub(super) fn run(store: &Store, name: &str) -> Result<ExitCode, Error> {
+    let started = Instant::now();
+    store.own(name)?;
+    let claim = Registry::open()?.claim(&instance_of(name)).map_err(|error| match error {
+        Error::NameTaken(_) => {
+            Error::Vnet { network: name.to_owned(), reason: "its gateway runs already".to_owned() }
+        }
+        other => other,
+    })?;
+    let signals = Signals::take()?;
+    match Gateway::start(store, name, &claim, &signals)?.serve(&signals)? {
+        End::Asked => Ok(ExitCode::SUCCESS),
+        End::Lost(_) if started.elapsed() >= LASTED_MIN => {
+            drop(claim);
+            signals.restore();
+            let Err(error) = begin_anew(name);
+            Err(error)
+        }
+        End::Lost(what) => Err(Error::Vnet { network: name.to_owned(), reason: what.to_owned() }),
+    }
+}
+
+/// Executes this program again: whoever knows this process goes on knowing it.
+fn begin_anew(network: &str) -> Result<Infallible, Error> {
+    eprintln!("usernet: the gateway of `{network}` lost a process, and begins anew");
+    let mut command = Command::new(own_executable());
+    command.arg0("usernet").args(["vnet", "start", "--foreground", network]);
+    Err(Error::system("cannot begin anew")(command.exec()))
+}
+
+/// Why a gateway ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// By request or signal.
+    Asked,
+    /// A process without which there is no gateway has ended.
+    Lost(&'static str),
+}
+
+/// A gateway that runs.
+struct Gateway {
+    service: Service,
+    listener: UnixListener,
+    holder: Pid,
+    daemon: Process,
+    /// The daemon ends when this is closed.
+    _exit: OwnedFd,
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        kill(self.holder, Signal::SIGKILL).ok();
+        waitpid(self.holder, None).ok();
+        launch::end_child(self.daemon);
+    }
+}
+
+/// The process in the namespace, ended with this.
+struct Holder(Pid);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        kill(self.0, Signal::SIGKILL).ok();
+        waitpid(self.0, None).ok();
+    }
+}
+
+impl Gateway {
+    fn start(store: &Store, name: &str, claim: &Claim, signals: &Signals) -> Result<Self, Error> {
+        let identity = if namespaces::is_privileged() { Identity::Host } else { Identity::Root };
+        let plan = Plan { identity, resolv_conf: claim.write("resolv.conf", "")? };
+        let names = claim.path("names.json");
+        let parent = getpid();
+        // Before the key is read: it is a copy of this process that answers what comes from the network.
+        let (pid, line) = child::spawn(|line| hold(&plan, &line, parent, &names))
+            .map_err(Error::system("cannot fork"))?;
+        let holder = Holder(pid);
+        await_ready(signals, &line, pid)?;
+
+        let mut network = store.own(name)?;
+        forget_ended(&mut network);
+        store.place(name).save_network(&network)?;
+        let outside = network.internet.then(|| Outside::beside(&network)).transpose()?;
+        let names = NamesFile { path: names, upstream: outside.as_ref().map(Outside::dns) };
+        names.write(&network)?;
+        let (exit_reader, exit) = launch::pipe()?;
+        let daemon =
+            launch_daemon(claim, signals, &network, outside, (pid, identity), exit_reader)?;
+        let listener = listen(claim)?;
+        publish(claim, pid, daemon)?;
+        line.send(&Order::Go).map_err(Error::system("the namespace's process is gone"))?;
+        announce(&network);
+        let wire = Wire::new(&claim.path(""), name);
+        let service = Service::new(network, store.place(name), wire, names);
+        let holder = std::mem::ManuallyDrop::new(holder).0;
+        Ok(Self { service, listener, holder, daemon, _exit: exit })
+    }
+
+    /// Until there is a reason to end.
+    fn serve(mut self, signals: &Signals) -> Result<End, Error> {
+        loop {
+            let has_client = self.wait(signals)?;
+            if signals.take_ending()? {
+                return Ok(End::Asked);
+            }
+            if let Some(lost) = self.lost() {
+                return Ok(End::Lost(lost));
+            }
+            self.service.on_ended();
+            if has_client && self.on_client() {
+                return Ok(End::Asked);
+            }
+        }
+    }
+
+    /// Waits until something has happened; whether somebody wants to speak with us.
+    fn wait(&self, signals: &Signals) -> Result<bool, Error> {
+        let owners = self.service.owners().iter().map(|watched| watched.pidfd.as_fd());
+        let ours = [self.listener.as_fd(), signals.as_fd()];
+        let mut fds: Vec<PollFd<'_>> =
+            ours.into_iter().chain(owners).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => Ok(fds[0].any().unwrap_or(false)),
+            Err(errno) => Err(Error::system("cannot wait")(errno.into())),
+        }
+    }
+
+    /// What has ended that should not have.
+    fn lost(&self) -> Option<&'static str> {
+        let holder = Process::of(self.holder.as_raw()).is_ok_and(Process::is_alive);
+        if !holder {
+            Some("the process in its namespace ended")
+        } else if !self.daemon.is_alive() {
+            Some("its usernetd ended")
+        } else {
+            None
+        }
+    }
+
+    /// Answers one client; whether we are to end.
+    fn on_client(&mut self) -> bool {
+        let Ok((mut stream, _)) = self.listener.accept() else { return false };
+        let is_ours = getsockopt(&stream, sockopt::PeerCredentials)
+            .is_ok_and(|peer| peer.uid() == geteuid().as_raw());
+        if !is_ours || protocol::prepare(&stream).is_err() {
+            return false;
+        }
+        // Somebody who only looks whether we are there says nothing.
+        let Ok(request) = protocol::receive::<Request>(&stream) else { return false };
+        let response = self.service.on_request(request);
+        let is_end = response.is_none();
+        protocol::send(&mut stream, &response.unwrap_or(Response::Done)).ok();
+        is_end
+    }
+}
+
+fn launch_daemon(
+    claim: &Claim,
+    signals: &Signals,
+    network: &Network,
+    outside: Option<Outside>,
+    (holder, identity): (Pid, Identity),
+    exit: OwnedFd,
+) -> Result<Process, Error> {
+    let conf =
+        Secret::write(claim.path(&format!("{}.conf", network.name)), &gateway_conf(network))?;
+    let mut further: Vec<OsString> = ["--wireguard", "--wireguard-api"].map(OsString::from).into();
+    further.insert(1, conf.0.clone().into());
+    further.push(claim.path("").into());
+    match outside {
+        None => further.push("--isolated".into()),
+        Some(outside) => further.extend(outside.args()),
+    }
+    Launch {
+        claim,
+        netns: format!("/proc/{holder}/ns/net").into(),
+        userns: userns_of(identity, holder),
+        network: &[],
+        further: &further,
+        exit: Some(exit),
+        is_log_shown: true,
+    }
+    .start(signals)
+}
+
+/// A file with a key, removed with this: whoever needed it has read it by then.
+pub(super) struct Secret(pub(super) PathBuf);
+
+impl Secret {
+    pub(super) fn write(path: PathBuf, text: &str) -> Result<Self, Error> {
+        super::store::replace(&path, text.as_bytes())
+            .map_err(Error::system(format!("cannot write {}", path.display())))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).ok();
+    }
+}
+
+fn listen(claim: &Claim) -> Result<UnixListener, Error> {
+    let path = claim.path("gateway.sock");
+    let listener = UnixListener::bind(&path);
+    listener.map_err(Error::system(format!("cannot listen on {}", path.display())))
+}
+
+fn publish(claim: &Claim, holder: Pid, daemon: Process) -> Result<(), Error> {
+    let gone = || Error::system("cannot read /proc");
+    let owner = Process::current().map_err(gone())?;
+    let member = Process::of(holder.as_raw()).map_err(gone())?;
+    let state = State::new(Kind::Vnet, owner, daemon, format!("/proc/{holder}/ns/net"));
+    claim.publish(&State { member: Some(member), ..state })
+}
+
+/// The line that whoever started us waits for. Nobody reads what comes after it.
+fn announce(network: &Network) {
+    let gateways = super::network::listed(&network.gateways());
+    let mut out = io::stdout().lock();
+    let line = format!("{}: gateway {gateways}, UDP port {}\n", network.name, network.listen_port);
+    out.write_all(line.as_bytes()).and_then(|()| out.flush()).ok();
+    if let Ok(null) = fs::OpenOptions::new().write(true).open("/dev/null") {
+        nix::unistd::dup2_stdout(&null).ok();
+    }
+}
+
+/// The gateway's own way out, beside its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Outside {
+    v4: IpNet,
+    /// None: the network has no IPv6.
+    v6: Option<IpNet>,
+}
+
+impl Outside {
+    fn beside(network: &Network) -> Result<Self, Error> {
+        let gateways = network.gateways();
+        let free = |candidates: &[&str]| {
+            let mut nets = candidates.iter().filter_map(|text| text.parse::<IpNet>().ok());
+            nets.find(|&net| !gateways.iter().any(|&gateway| overlap(gateway, net)))
+                .ok_or_else(|| Error::Usage("the network leaves no room for a way out".to_owned()))
+        };
+        let v6 = network.gateway6.map(|_| free(&OUTSIDE6)).transpose()?;
+        Ok(Self { v4: free(&OUTSIDE4)?, v6 })
+    }
+
+    /// Where the daemon answers DNS.
+    fn dns(&self) -> SocketAddr {
+        let IpAddr::V4(first) = self.v4.network() else { unreachable!("it is parsed from IPv4") };
+        SocketAddr::new(IpAddr::V4((u32::from(first) + DNS_OFFSET).into()), 53)
+    }
+
+    fn args(&self) -> Vec<OsString> {
+        let v4 = [OsString::from("--cidr"), self.v4.to_string().into()];
+        let v6 = match self.v6 {
+            Some(net) => vec![OsString::from("--cidr6"), net.to_string().into()],
+            None => vec![OsString::from("--no-ipv6")],
+        };
+        v4.into_iter().chain(v6).collect()
+    }
+}
+
+/// The life of the process in the namespace.
+fn hold(plan: &Plan, line: &Line, parent: Pid, names: &Path) -> i32 {
+    let sockets = match settle(plan, line, parent) {
+        Ok(sockets) => sockets,
+        Err(failed) => {
+            line.send(&Report::Failed(failed)).ok();
+            return status::FAILURE.into();
+        }
+    };
+    // End of file: the gateway gave up.
+    if line.receive::<Order>().ok().flatten() != Some(Order::Go) {
+        return status::FAILURE.into();
+    }
+    sockets.serve(names.to_owned())
+}
+
+fn settle(plan: &Plan, line: &Line, parent: Pid) -> Result<Sockets, StepFailed> {
+    let failed = |errno: Errno| StepFailed::at(Step::Line)(errno.into());
+    setsid().map_err(failed)?;
+    prctl::set_name(c"usernet-vnet-ns").map_err(failed)?;
+    namespaces::enter(plan, line)?;
+    // The kernel forgets it when credentials change, so it is asked for afterwards.
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(failed)?;
+    if getppid() != parent {
+        return Err(failed(Errno::ESRCH));
+    }
+    become_router().map_err(StepFailed::at(Step::Router))?;
+    let sockets = Sockets::open().map_err(StepFailed::at(Step::Router))?;
+    line.send(&Report::Ready).map_err(StepFailed::at(Step::Line))?;
+    Ok(sockets)
+}
+
+/// Packets of one member for another are passed on; nobody is told of a shorter way, because there is none.
+fn become_router() -> io::Result<()> {
+    let v4 = Path::new("/proc/sys/net/ipv4");
+    for device in ["all", "default"] {
+        fs::write(v4.join("conf").join(device).join("send_redirects"), "0")?;
+    }
+    fs::write(v4.join("ip_forward"), "1")?;
+    match fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1") {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::network::tests::network;
+    use super::*;
+
+    #[test]
+    fn the_way_out_has_nothing_in_common_with_the_network() {
+        let of = |gateway: &str| {
+            let network = Network { gateway4: gateway.parse().unwrap(), ..network() };
+            Outside::beside(&network).unwrap()
+        };
+        assert_eq!(of("10.0.0.1/24").dns(), "10.0.2.3:53".parse().unwrap());
+        assert_eq!(of("10.0.0.1/8").dns(), "172.31.254.3:53".parse().unwrap());
+        assert_eq!(of("172.16.0.1/12").args(), ["--cidr", "10.0.2.0/24", "--no-ipv6"]);
+    }
+}

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes Debian 13 in a folder, for the tests of its Podman. Needs root, debootstrap and a Debian mirror; takes a minute or two.
+# Makes Debian 13 in a folder, for the tests of its Podman and its wireguard-go. Needs root, debootstrap and a Debian
+# mirror; takes a minute or two.
 #
 #   tests/dropin/trixie.sh [DIR]        default: target/trixie
 #
@@ -10,7 +11,7 @@ cd "$(dirname "$0")/../.."
 dir=${1:-target/trixie}
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 packages=podman,passt,slirp4netns,netavark,aardvark-dns,crun,catatonit,uidmap,fuse-overlayfs,buildah,rootlesskit
-packages+=,ca-certificates,dnsmasq-base,iproute2,iptables,iputils-ping,nftables,procps
+packages+=,ca-certificates,dnsmasq-base,iproute2,iptables,iputils-ping,nftables,procps,wireguard-go
 # Written last: it says that the folder is whole, and what is in it.
 done=$dir/etc/usernet-packages
 

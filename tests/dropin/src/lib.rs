@@ -12,10 +12,9 @@ pub mod machine;
 pub mod pasta;
 pub mod slirp;
 pub mod tool;
-pub mod trixie;
 
 pub use containers::Containers;
 pub use machine::{Machine, System};
 pub use slirp::Slirp;
 pub use tool::{Kind, Tool};
-pub use usernet_lab;
+pub use usernet_lab::{self, trixie};

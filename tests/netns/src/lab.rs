@@ -179,6 +179,24 @@ impl Lab {
         cable
     }
 
+    /// Joins two namespaces by a veth pair, which goes when one of them does: `NAME0` with 198.51.100.(16n+1)/28 and
+    /// 2001:db8:1:n::1/64 in the first, `NAME1` with the next addresses in the second.
+    pub fn join(&self, a: &Namespace, b: &Namespace, name: &str, n: u8) {
+        let (pid_a, pid_b) = (a.pid(), b.pid());
+        self.host.ip(&format!(
+            "link add {name}0 netns {pid_a} type veth peer name {name}1 netns {pid_b}"
+        ));
+        for (end, namespace) in [a, b].into_iter().enumerate() {
+            let host = end + 1;
+            let mut lines =
+                format!("addr add 198.51.100.{}/28 dev {name}{end}\n", 16 * usize::from(n) + host);
+            if crate::skip::has_ipv6() {
+                lines += &format!("addr add 2001:db8:1:{n}::{host}/64 dev {name}{end} nodad\n");
+            }
+            namespace.ip(&format!("{lines}link set {name}{end} up\nlink set lo up"));
+        }
+    }
+
     /// Path of one of our own programs, where the ordinary user can execute it.
     pub fn program(&self, name: &str) -> String {
         self.dir().join(name).to_string_lossy().into_owned()

@@ -25,6 +25,8 @@ pub mod helper;
 pub mod lab;
 pub mod process;
 pub mod skip;
+pub mod trixie;
+pub mod wireguard;
 
 pub use daemon::{Backend, Daemon};
 pub use lab::{GUEST4, GUEST6, Lab, Namespace, WAN4, WAN6, serial, wan_addresses};

@@ -1,4 +1,5 @@
-//! Debian 13 in a folder: its Podman 5 is the first that uses `pasta` by default.
+//! Debian 13 in a folder: its Podman 5 is the first that uses `pasta` by default, and its wireguard-go the first that
+//! cuts and joins datagrams in the kernel.
 //!
 //! `tests/dropin/trixie.sh` makes the folder, from Debian's mirrors; the test command calls it. `USERNET_TRIXIE` names
 //! another folder than `target/trixie`.
@@ -18,5 +19,5 @@ pub fn missing() -> Option<&'static str> {
 
 fn default_folder() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
-    workspace.expect("tests/dropin is two folders deep").join("target/trixie")
+    workspace.expect("tests/netns is two folders deep").join("target/trixie")
 }

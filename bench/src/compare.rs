@@ -30,15 +30,16 @@ pub(crate) fn run(args: &CompareArgs) -> Result<(), Box<dyn Error>> {
     let effort = args.effort();
     let lab = Lab::new();
     let start = Instant::now();
-    let contenders = selected(args);
+    let mut groups: Vec<&Group> = GROUPS.iter().collect();
+    groups.retain(|group| args.cases.is_empty() || args.cases.contains(&group.name));
+    let mut contenders = selected(args);
+    contenders.retain(|contender| groups.iter().any(|group| is_for(group, contender)));
     let contenders =
         contenders.into_iter().map(|c| reachable(&lab, c)).collect::<Result<Vec<_>, _>>()?;
     if contenders.is_empty() {
         return Err("no contender is left".into());
     }
     let _servers = servers(&lab)?;
-    let mut groups: Vec<&Group> = GROUPS.iter().collect();
-    groups.retain(|group| args.cases.is_empty() || args.cases.contains(&group.name));
     let mut findings = Findings::default();
     for round in 0..effort.rounds {
         eprintln!("round {} of {}", round + 1, effort.rounds);
@@ -115,7 +116,7 @@ fn reachable(lab: &Lab, mut contender: Contender) -> std::io::Result<Contender> 
 
 /// Contenders that are there for a curve do not run what the curve does not show.
 fn is_for(group: &Group, contender: &Contender) -> bool {
-    contender.workers.is_none() || group.depends_on_workers()
+    contender.kind.is_in(group.name) && (contender.workers.is_none() || group.depends_on_workers())
 }
 
 /// All contenders once.

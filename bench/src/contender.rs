@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use usernet_lab::wireguard::Implementation;
 use usernet_lab::{Backend, Lab, lab};
 
+use crate::cases::TUNNEL;
 use crate::machine;
 
 /// A program with its options.
@@ -49,7 +51,24 @@ pub(crate) enum Kind {
     Slirp4netns,
     /// `pasta`.
     Pasta,
+    /// A WireGuard that joins two namespaces.
+    Tunnel(Implementation),
 }
+
+impl Kind {
+    /// Whether it is somebody who takes part in this group of cases.
+    pub(crate) fn is_in(self, group: &str) -> bool {
+        match self {
+            // Both backends leave tunnels to the same thread.
+            Self::Usernetd(backend) => group != TUNNEL || backend == Backend::IoUring,
+            Self::Tunnel(_) => group == TUNNEL,
+            Self::Loopback | Self::Veth | Self::Slirp4netns | Self::Pasta => group != TUNNEL,
+        }
+    }
+}
+
+/// How names of contenders begin, which says how they are started.
+const NAMES: &str = "usernetd, slirp4netns, pasta, wireguard-go and boringtun-cli";
 
 impl Contender {
     fn new(name: &str, kind: Kind) -> Self {
@@ -70,6 +89,14 @@ impl Contender {
             }
             all.extend(program.map(|path| Self { program: Some(path), ..Self::new(name, kind) }));
         }
+        for implementation in Implementation::ALL {
+            let (name, program) = (implementation.name(), implementation.program());
+            if program.is_none() {
+                eprintln!("{name} is not installed: left out");
+            }
+            let kind = Kind::Tunnel(implementation);
+            all.extend(program.map(|path| Self { program: Some(path), ..Self::new(name, kind) }));
+        }
         all.push(Self::new("veth", Kind::Veth));
         all.push(Self::new("loopback", Kind::Loopback));
         all
@@ -88,8 +115,12 @@ impl Contender {
             Kind::Slirp4netns
         } else if name.starts_with("pasta") {
             Kind::Pasta
+        } else if name.starts_with("wireguard-go") {
+            Kind::Tunnel(Implementation::Go2023)
+        } else if name.starts_with("boringtun-cli") {
+            Kind::Tunnel(Implementation::Boringtun)
         } else {
-            return Err("a name starts with usernetd, slirp4netns or pasta".to_owned());
+            return Err(format!("a name starts with one of {NAMES}"));
         };
         let options = words.map(str::to_owned).collect();
         Ok(Self { program: Some(path.into()), options, ..Self::new(name, kind) })
@@ -120,7 +151,7 @@ impl Contender {
         match self.kind {
             Kind::Loopback | Kind::Veth => Role::Limit,
             Kind::Usernetd(_) => Role::Own,
-            Kind::Slirp4netns | Kind::Pasta => Role::Peer,
+            Kind::Slirp4netns | Kind::Pasta | Kind::Tunnel(_) => Role::Peer,
         }
     }
 }

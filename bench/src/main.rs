@@ -25,7 +25,7 @@ use contender::Contender;
 #[derive(Debug, Parser)]
 #[command(name = "bench")]
 enum Command {
-    /// Measures usernetd (both backends), slirp4netns and pasta in turn, and prints a table.
+    /// Measures usernetd and those that it can be compared with in turn, and prints a table.
     ///
     /// All of it happens in namespaces of its own, as an ordinary user. What is not installed is left out.
     #[command(after_help = cases::help())]
@@ -55,7 +55,7 @@ struct CompareArgs {
     /// Only these groups of cases
     #[arg(long, value_name = "GROUP", value_delimiter = ',', value_parser = cases::parse_name)]
     cases: Vec<&'static str>,
-    /// One more contender: NAME starts with usernetd, slirp4netns or pasta, PATH is the program
+    /// One more contender: NAME starts with that of one of the others, PATH is the program
     #[arg(long = "peer", value_name = "NAME=PATH [OPTION]...", value_parser = Contender::parse)]
     peers: Vec<Contender>,
     /// Only these contenders

@@ -57,6 +57,18 @@ impl Family {
     }
 }
 
+/// Two namespaces that a contender joins.
+pub(crate) trait Joined {
+    /// Where the clients run.
+    fn client(&self) -> &Namespace;
+    /// Where the servers run.
+    fn server(&self) -> &Namespace;
+    /// The servers' address; if they cannot be reached with this version of IP, why.
+    fn address(&self, family: Family) -> Result<&str, String>;
+    /// CPU time used until now. A measurement is the difference of two.
+    fn cpu(&self) -> Cpu;
+}
+
 /// One guest with one contender. Ended when dropped.
 pub(crate) struct Session<'a> {
     pub(crate) lab: &'a Lab,
@@ -126,19 +138,9 @@ impl<'a> Session<'a> {
         self.program.is_some()
     }
 
-    /// Where the clients run.
-    pub(crate) fn client(&self) -> &Namespace {
-        self.guest.as_ref().unwrap_or(self.lab.host())
-    }
-
     /// Proportional share of memory of the contender and all it started, in KiB.
     pub(crate) fn memory_kib(&self) -> f64 {
         self.processes().iter().map(|pid| memory_kib(*pid)).sum()
-    }
-
-    /// CPU time used until now. A measurement is the difference of two.
-    pub(crate) fn cpu(&self) -> Cpu {
-        Cpu::now(&self.processes())
     }
 
     /// Whether the host can be reached with this version of IP; if not, why. That of IPv6 is tried, with the server at
@@ -167,6 +169,24 @@ impl<'a> Session<'a> {
     /// The contender and all it started.
     pub(crate) fn processes(&self) -> Vec<i32> {
         self.program.as_ref().map(|program| descendants(program.pid())).unwrap_or_default()
+    }
+}
+
+impl Joined for Session<'_> {
+    fn client(&self) -> &Namespace {
+        self.guest.as_ref().unwrap_or(self.lab.host())
+    }
+
+    fn server(&self) -> &Namespace {
+        self.lab.host()
+    }
+
+    fn address(&self, family: Family) -> Result<&str, String> {
+        self.has(family).map(|()| family.host())
+    }
+
+    fn cpu(&self) -> Cpu {
+        Cpu::now(&self.processes())
     }
 }
 
@@ -225,7 +245,7 @@ fn command_line(
     };
     let (pid, mtu) = (guest.pid().to_string(), mtu.to_string());
     let (program, options, last): (String, Vec<&str>, Vec<&str>) = match contender.kind {
-        Kind::Loopback | Kind::Veth => (own("true"), Vec::new(), Vec::new()),
+        Kind::Loopback | Kind::Veth | Kind::Tunnel(_) => (own("true"), Vec::new(), Vec::new()),
         Kind::Usernetd(backend) => (
             own("usernetd"),
             vec!["--mtu", &mtu, "--backend", backend.name()],

@@ -12,7 +12,7 @@ use crate::Effort;
 use crate::collector::{Collector, Metric};
 use crate::contender::Contender;
 use crate::load::Tally;
-use crate::session::{Family, SERVER_PORT, Session};
+use crate::session::{Family, Joined, SERVER_PORT, Session};
 
 /// Bytes that a connection fetches.
 const FETCH_BYTES: &str = "100";

@@ -13,7 +13,7 @@ use super::{MTUS, USUAL_MTU};
 use crate::Effort;
 use crate::collector::{Collector, Metric};
 use crate::contender::{Contender, Kind};
-use crate::session::{Family, Session};
+use crate::session::{Family, Joined, Session};
 
 /// Forwarded to the same port of the guest: for the helper's server.
 pub(super) const SERVED_PORT: u16 = 7001;
@@ -117,7 +117,7 @@ pub(super) fn start<'a>(
     // What the last one left.
     let _: std::io::Result<()> = fs::remove_file(&api);
     let options: &[&str] = match contender.kind {
-        Kind::Loopback | Kind::Veth => &[],
+        Kind::Loopback | Kind::Veth | Kind::Tunnel(_) => &[],
         Kind::Usernetd(_) => &["--forward", &equal[0], "--forward", &equal[1]],
         Kind::Slirp4netns => &["--api-socket", &api],
         Kind::Pasta => &["-t", &list, "-u", "none", "-T", "none", "-U", "none"],
@@ -131,7 +131,7 @@ pub(super) fn start<'a>(
                 add_hostfwd(lab, &api, port)?;
             }
         }
-        Kind::Usernetd(_) | Kind::Pasta => {}
+        Kind::Usernetd(_) | Kind::Pasta | Kind::Tunnel(_) => {}
     }
     match ports.iter().find(|port| !wait_until(SET_UP_MAX, || lab.host().listens_on(**port))) {
         None => Ok(session),

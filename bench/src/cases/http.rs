@@ -11,7 +11,7 @@ use usernet_lab::{Lab, Running, skip, wait_until};
 
 use crate::Effort;
 use crate::collector::{Collector, Metric};
-use crate::session::{Family, Session};
+use crate::session::{Family, Joined, Session};
 
 /// Connections that stay open.
 const CONNECTIONS: [u16; 3] = [16, 1_000, 10_000];

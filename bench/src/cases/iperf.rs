@@ -1,4 +1,4 @@
-//! A transfer with iperf3, from the client to the host or back.
+//! A transfer with iperf3, from the client to the server or back.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 use usernet_lab::wait_until;
 
 use crate::collector::{Collector, Metric};
-use crate::session::{Family, IPERF_PORT, Session};
+use crate::session::{Family, IPERF_PORT, Joined};
 
 /// How long connecting and reporting may take beside the transfer itself.
 const PATIENCE: Duration = Duration::from_secs(12);
@@ -46,7 +46,7 @@ impl Transfer<'_> {
     /// Runs it and keeps what came of it as a sample of each of the metrics, with what it cost.
     pub(crate) fn measure(
         &self,
-        session: &Session<'_>,
+        session: &impl Joined,
         collector: &mut Collector<'_>,
         metrics: &[Metric],
     ) {
@@ -68,14 +68,13 @@ impl Transfer<'_> {
         }
     }
 
-    fn run(&self, session: &Session<'_>) -> Result<Seen, String> {
-        session.has(self.family)?;
+    fn run(&self, session: &impl Joined) -> Result<Seen, String> {
+        let host = session.address(self.family)?;
         // After each transfer the server closes its socket and opens it again.
-        if !wait_until(PATIENCE, || session.lab.host().listens_on(IPERF_PORT)) {
+        if !wait_until(PATIENCE, || session.server().listens_on(IPERF_PORT)) {
             return Err("iperf3 does not listen any more".to_owned());
         }
         let (seconds, flows) = (self.time.as_secs().to_string(), self.flows.to_string());
-        let host = self.family.host();
         let mut run = vec!["iperf3", "-J", "-c", host, "-t", &seconds, "-P", &flows];
         run.extend((self.direction == Direction::In).then_some("-R"));
         run.extend(self.options);

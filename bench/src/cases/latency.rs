@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::Effort;
 use crate::collector::{Collector, Metric};
 use crate::load::Tally;
-use crate::session::{Family, SERVER_PORT, Session};
+use crate::session::{Family, Joined, SERVER_PORT, Session};
 
 /// Protocol, flows, bytes each way.
 const CASES: [(&str, u32, u32); 6] = [
@@ -21,23 +21,32 @@ pub(crate) fn run(session: &Session<'_>, effort: &Effort, collector: &mut Collec
     for (protocol, flows, bytes) in CASES {
         let id = format!("latency.{protocol}.{flows}.{bytes}");
         let label = format!("round trip {} ×{flows}, {bytes} B", protocol.to_uppercase());
-        if let Err(why) =
-            one(session, effort.load, (protocol, flows, bytes), (&id, &label), collector)
-        {
-            collector.fail(label, why);
-        }
+        measure(session, effort.load, (protocol, flows, bytes), (&id, &label), collector);
+    }
+}
+
+/// One of them, under this id and label.
+pub(super) fn measure(
+    session: &impl Joined,
+    time: Duration,
+    case: (&str, u32, u32),
+    (id, label): (&str, &str),
+    collector: &mut Collector<'_>,
+) {
+    if let Err(why) = one(session, time, case, (id, label), collector) {
+        collector.fail(label, why);
     }
 }
 
 fn one(
-    session: &Session<'_>,
+    session: &impl Joined,
     time: Duration,
     (protocol, flows, bytes): (&str, u32, u32),
     (id, label): (&str, &str),
     collector: &mut Collector<'_>,
 ) -> Result<(), String> {
-    let (server, flows, bytes) =
-        (Family::V4.socket(SERVER_PORT), flows.to_string(), bytes.to_string());
+    let server = format!("{}:{SERVER_PORT}", session.address(Family::V4)?);
+    let (flows, bytes) = (flows.to_string(), bytes.to_string());
     let milliseconds = time.as_millis().to_string();
     let before = session.cpu();
     let ping_pong = ["ping-pong", protocol, &server, &flows, &bytes, &milliseconds];

@@ -20,12 +20,16 @@ mod paths;
 mod rest;
 mod small_writes;
 mod stream;
+mod tunnel;
 mod udp;
 
 /// Sizes of the link: what the Internet has, jumbo frames, and the largest that the peers allow.
 pub(crate) const MTUS: [u16; 3] = [1500, 9000, 65_520];
 /// The one for everything that does not depend on it.
 pub(crate) const USUAL_MTU: u16 = MTUS[0];
+
+/// The group of cases that has contenders of its own.
+pub(crate) const TUNNEL: &str = "tunnel";
 
 /// Cases that are selected together.
 pub(crate) struct Group {
@@ -48,7 +52,7 @@ const CONNECTIONS: &str =
     "connect, ask, answer, close: 1 and 16 at a time, from the guest and to it";
 
 /// In the order in which they run.
-pub(crate) const GROUPS: [Group; 12] = [
+pub(crate) const GROUPS: [Group; 13] = [
     Group {
         name: "rest",
         about: "time to ready, wake-ups, memory idle, with many flows, and of many instances",
@@ -95,6 +99,11 @@ pub(crate) const GROUPS: [Group; 12] = [
         name: "rest",
         about: "time to ready, wake-ups, memory idle, with many flows, and of many instances",
         run: Run::Alone(rest::many),
+    },
+    Group {
+        name: TUNNEL,
+        about: "WireGuard between two namespaces, both ends alike: TCP, datagrams, round trips",
+        run: Run::Alone(tunnel::run),
     },
     Group { name: "paths", about: "paths with delay and loss", run: Run::Alone(paths::run) },
 ];

@@ -11,7 +11,7 @@ use crate::Effort;
 use crate::cases::USUAL_MTU;
 use crate::collector::{Collector, Metric};
 use crate::contender::{Contender, Kind};
-use crate::session::Session;
+use crate::session::{Joined, Session};
 
 /// Bits per second: what a cable in user space carries beside everything else on a small machine.
 const RATE: u64 = 500_000_000;

@@ -10,7 +10,7 @@ use crate::cases::USUAL_MTU;
 use crate::collector::{Collector, Metric};
 use crate::contender::Contender;
 use crate::cpu;
-use crate::session::Session;
+use crate::session::{Joined, Session};
 
 /// Where the server for many connections is.
 const MANY: &str = "192.0.2.1:7100";

@@ -16,7 +16,7 @@ pub(crate) fn wants(contender: &Contender, mtu: u16, effort: &Effort) -> bool {
     match contender.kind {
         // It has no link: once for all sizes, with the last of them.
         Kind::Loopback => mtu == LARGEST_MTU,
-        Kind::Veth | Kind::Usernetd(_) | Kind::Slirp4netns | Kind::Pasta => {
+        Kind::Veth | Kind::Usernetd(_) | Kind::Slirp4netns | Kind::Pasta | Kind::Tunnel(_) => {
             !flows(mtu, Family::V4, effort).is_empty()
         }
     }

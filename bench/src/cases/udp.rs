@@ -11,7 +11,7 @@ use crate::Effort;
 use crate::cases::USUAL_MTU;
 use crate::collector::{Collector, Metric};
 use crate::contender::{Contender, Kind};
-use crate::session::Session;
+use crate::session::{Joined, Session};
 
 /// The host's side of what the guest sends, and of what it asks for.
 const HOST: &str = "192.0.2.1:9000";
@@ -84,7 +84,7 @@ pub(crate) fn run(
     };
     let ways: &[Way] = match contender.kind {
         // One way is like another.
-        Kind::Loopback | Kind::Veth => &[Way::Out],
+        Kind::Loopback | Kind::Veth | Kind::Tunnel(_) => &[Way::Out],
         Kind::Usernetd(_) | Kind::Slirp4netns | Kind::Pasta => &[Way::Out, Way::In, Way::Forward],
     };
     for load in LOADS.iter().filter(|load| !(effort.is_quick && load.is_thorough)) {
@@ -100,7 +100,7 @@ pub(crate) fn run(
 fn start<'a>(lab: &'a Lab, contender: &'a Contender) -> Result<Session<'a>, String> {
     let socket = format!("{}/run/udp.sock", lab.dir().display());
     let options: &[&str] = match contender.kind {
-        Kind::Loopback | Kind::Veth => &[],
+        Kind::Loopback | Kind::Veth | Kind::Tunnel(_) => &[],
         Kind::Usernetd(_) => &["--forward", "9100:9100/udp"],
         Kind::Slirp4netns => &["--api-socket", &socket],
         Kind::Pasta => &["--udp-ports", "9100"],
@@ -191,7 +191,7 @@ fn flood(session: &Session<'_>, way: Way, load: &Load, time_ms: u32) -> Result<F
 }
 
 /// The numbers of the last line.
-fn numbers<const N: usize>(done: &Done) -> Result<[f64; N], String> {
+pub(super) fn numbers<const N: usize>(done: &Done) -> Result<[f64; N], String> {
     let line = done.out.lines().last().unwrap_or_default();
     let numbers: Vec<f64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
     numbers.try_into().map_err(|_| format!("{}: {done}", done.name))

@@ -2,17 +2,24 @@
 
 use std::fmt::Write;
 
+use crate::cases::TUNNEL;
 use crate::collector::Metric;
 use crate::contender::Role;
 use crate::results::{Middle, Results, number};
 
 /// Head and rows. The first two columns are text.
 pub(crate) fn rows(results: &Results, metrics: &[&Metric]) -> Vec<Vec<String>> {
-    let own: Vec<&str> = results.with_role(Role::Own).map(|c| c.name.as_str()).collect();
-    let limits: Vec<&str> = results.with_role(Role::Limit).map(|c| c.name.as_str()).collect();
-    let has_peers = results.with_role(Role::Peer).next().is_some();
+    let with_role = |role| -> Vec<&str> {
+        let of_role = results.with_role(role).map(|c| c.name.as_str());
+        of_role.filter(|name| takes_part(results, name, metrics)).collect()
+    };
+    let (own, limits) = (with_role(Role::Own), with_role(Role::Limit));
+    let has_peers = !with_role(Role::Peer).is_empty();
+    let contenders: Vec<&str> = results.contenders.iter().map(|c| c.name.as_str()).collect();
+    let contenders = contenders.into_iter().filter(|name| takes_part(results, name, metrics));
+    let contenders: Vec<&str> = contenders.collect();
     let mut head = vec!["median ± spread".to_owned(), "unit".to_owned()];
-    head.extend(results.contenders.iter().map(|c| c.name.clone()));
+    head.extend(contenders.iter().map(|name| (*name).to_owned()));
     if has_peers {
         head.extend(own.iter().map(|name| format!("{name} : better peer")));
     }
@@ -22,8 +29,8 @@ pub(crate) fn rows(results: &Results, metrics: &[&Metric]) -> Vec<Vec<String>> {
     let mut rows = vec![head];
     for metric in metrics {
         let mut row = vec![metric.label.clone(), metric.unit.clone()];
-        for contender in &results.contenders {
-            row.push(results.middle(&contender.name, metric).map(cell).unwrap_or_default());
+        for name in &contenders {
+            row.push(results.middle(name, metric).map(cell).unwrap_or_default());
         }
         if has_peers {
             for name in &own {
@@ -56,17 +63,39 @@ fn failures(results: &Results, bullet: &str) -> String {
     text
 }
 
-fn all(results: &Results) -> Vec<Vec<String>> {
-    rows(results, &results.findings.metrics.iter().collect::<Vec<_>>())
+/// Whether a contender has any of these values.
+fn takes_part(results: &Results, name: &str, metrics: &[&Metric]) -> bool {
+    metrics.iter().any(|metric| results.middle(name, metric).is_some())
+}
+
+/// One table, and another one for tunnels: they have contenders of their own.
+fn all(results: &Results) -> impl Iterator<Item = Vec<Vec<String>>> {
+    let metrics = results.findings.metrics.iter();
+    let (tunnels, others): (Vec<&Metric>, Vec<&Metric>) = metrics.partition(|m| m.group == TUNNEL);
+    let tables = [others, tunnels].into_iter().filter(|metrics| !metrics.is_empty());
+    tables.map(move |metrics| rows(results, &metrics))
 }
 
 /// For a terminal.
 pub(crate) fn terminal(results: &Results) -> String {
-    let rows = all(results);
+    let mut text = format!("{}\n", results.about());
+    for rows in all(results) {
+        text.push('\n');
+        text += &aligned(&rows);
+    }
+    if !results.findings.failures.is_empty() {
+        text += "\nnot measured:\n";
+        text += &failures(results, "  ");
+    }
+    text
+}
+
+/// Rows in columns.
+fn aligned(rows: &[Vec<String>]) -> String {
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-    let mut text = format!("{}\n\n", results.about());
-    for row in &rows {
+    let mut text = String::new();
+    for row in rows {
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
             let gap = if column == 0 { "" } else { "  " };
             let padded =
@@ -77,22 +106,21 @@ pub(crate) fn terminal(results: &Results) -> String {
         text.truncate(text.trim_end().len());
         text.push('\n');
     }
-    if !results.findings.failures.is_empty() {
-        text += "\nnot measured:\n";
-        text += &failures(results, "  ");
-    }
     text
 }
 
 /// For a document.
 pub(crate) fn markdown(results: &Results) -> String {
-    let mut text = format!("{}\n\n", results.about());
-    for (number, row) in all(results).iter().enumerate() {
-        writeln!(text, "| {} |", row.join(" | ")).expect("a string takes everything");
-        if number == 0 {
-            text.push_str("|---|---|");
-            text.push_str(&"--:|".repeat(row.len() - 2));
-            text.push('\n');
+    let mut text = format!("{}\n", results.about());
+    for rows in all(results) {
+        text.push('\n');
+        for (number, row) in rows.iter().enumerate() {
+            writeln!(text, "| {} |", row.join(" | ")).expect("a string takes everything");
+            if number == 0 {
+                text.push_str("|---|---|");
+                text.push_str(&"--:|".repeat(row.len() - 2));
+                text.push('\n');
+            }
         }
     }
     if !results.findings.failures.is_empty() {

@@ -145,6 +145,8 @@ impl DaemonError {
                 | AttachError::NotANamespace { .. }
                 | AttachError::NoTun { .. }
                 | AttachError::TapName { .. }
+                | AttachError::TunnelExists { .. }
+                | AttachError::TooManyTunnels
                 | AttachError::Device { .. }
                 | AttachError::Helper { .. }
                 | AttachError::HelperKilled { .. },
@@ -586,6 +588,8 @@ fn request(plan: &Plan, namespace: &Namespace, config: &Config) -> Request {
         offload: namespace.offload,
         queues: namespace.workers,
         txqueuelen: TAP_QUEUE_PACKETS,
+        tunnels: Vec::new(),
+        forwarding: false,
         confine: sandbox::of_helper(plan.sandbox),
     }
 }

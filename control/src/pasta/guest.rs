@@ -320,7 +320,10 @@ mod tests {
 
     fn route(interface: u32, network: &str, gateway: Option<&str>) -> HostRoute {
         let gateway = gateway.map(|gateway| gateway.parse().unwrap());
-        HostRoute { interface, route: Route { to: to(network), gateway, metric: None } }
+        HostRoute {
+            interface,
+            route: Route { to: to(network), gateway, metric: None, table: None },
+        }
     }
 
     /// A host with two interfaces, the second of which leads out.

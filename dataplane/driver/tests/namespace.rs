@@ -21,8 +21,8 @@ use nix::unistd::Pid;
 use usernet_core::Config;
 use usernet_core::rules::Protocol;
 use usernet_driver::namespace::{
-    AttachError, Attached, Egress, EndReason, Listening, Ports, Request, Target, attach,
-    egress_mtu, take_over,
+    AttachError, Attached, Egress, EndReason, Listening, Ports, Request, Target, TunnelDevice,
+    TunnelRoute, attach, egress_mtu, take_over,
 };
 
 #[path = "namespace/guest.rs"]
@@ -48,6 +48,8 @@ fn request(target: Target) -> Request {
         offload: true,
         queues: 1,
         txqueuelen: 4000,
+        tunnels: Vec::new(),
+        forwarding: false,
         confine: || (),
     }
 }
@@ -204,6 +206,122 @@ fn frames_pass_with_and_without_offload() {
             assert_eq!(frame[header..header + 6], [0xff; 6]);
         }
     });
+}
+
+/// A tunnel with an address of either family, and these routes.
+fn tunnel(name: &str, network: u8, routes: &[(&str, u8, Option<u32>)]) -> TunnelDevice {
+    let route = |&(to, prefix, table): &(&str, u8, Option<u32>)| TunnelRoute {
+        to: (to.parse().unwrap(), prefix),
+        table,
+    };
+    TunnelDevice {
+        name: name.to_owned(),
+        mtu: 1420,
+        addresses: vec![
+            (Ipv4Addr::new(10, network, 0, 1).into(), 24),
+            (format!("fd00:{network}::1").parse().unwrap(), 64),
+        ],
+        routes: routes.iter().map(route).collect(),
+        offload: true,
+    }
+}
+
+#[test]
+fn a_tunnels_device_has_its_addresses_and_routes_and_goes_with_its_descriptor() {
+    for user in [ROOT, USER] {
+        in_own_process(user, || {
+            let guest = if user == ROOT { Guest::of_root() } else { Guest::of_caller() };
+            let routes = [
+                ("0.0.0.0", 1, None),
+                ("128.0.0.0", 1, None),
+                ("10.7.0.0", 24, None),
+                ("192.0.2.0", 24, Some(700)),
+                ("::", 1, None),
+                ("8000::", 1, None),
+            ];
+            let tunnels = vec![tunnel("wg0", 7, &routes), tunnel("wg1", 8, &[])];
+            let with = Request { tunnels, ..request(Target::Pid(guest.pid())) };
+            let attached = attach(&with).unwrap();
+            assert_eq!(attached.warnings, Vec::<String>::new());
+            let [wg0, wg1] = &attached.tunnels[..] else { panic!("{:?}", attached.tunnels) };
+            assert_eq!([&wg0.name, &wg1.name], ["wg0", "wg1"]);
+            assert!(wg0.offload.tso && wg0.offload.vnet_header_bytes == 10);
+
+            // Looking from inside takes root.
+            if user == ROOT {
+                assert_configured(&guest);
+            }
+            let devices = guest.run("ip -d address show wg0");
+            for part in ["mtu 1420", "tun type tun", "inet 10.7.0.1/24", "inet6 fd00:7::1/64"] {
+                assert!(devices.contains(part), "{part} is missing: {devices}");
+            }
+            assert!(!devices.contains("MULTICAST") && !devices.contains("fe80"), "{devices}");
+            assert!(guest.run("ip route get 198.51.100.1").contains("dev wg0"), "the way out");
+            assert!(guest.run("ip -6 route get 2001:db8::1").contains("dev wg0"), "the way out");
+            assert!(guest.run("ip route get 10.8.0.9").contains("dev wg1"));
+            assert!(guest.run("ip route show table 700").contains("192.0.2.0/24 dev wg0"));
+
+            drop(attached);
+            eventually("the devices are gone", || !guest.run("ip link").contains("wg"));
+        });
+    }
+}
+
+#[test]
+fn what_cannot_be_done_for_a_tunnel_is_named_and_nothing_is_left() {
+    in_own_process(ROOT, || {
+        let guest = Guest::of_root();
+        let with = |tunnels| Request { tunnels, ..request(Target::Pid(guest.pid())) };
+        let first = attach(&with(vec![tunnel("wg0", 7, &[])])).unwrap();
+        let other = Request { tap_name: "tap1".to_owned(), ..with(vec![tunnel("wg0", 8, &[])]) };
+        let error = error_of(&other);
+        assert!(matches!(&error, AttachError::TunnelExists { name, .. } if name == "wg0"));
+        drop(first);
+
+        let elsewhere = [("10.9.0.0", 24, None), ("10.0.2.0", 24, None)];
+        let error = error_of(&with(vec![tunnel("wg0", 7, &[]), tunnel("wg1", 8, &elsewhere)]));
+        assert!(error.to_string().contains("route 10.0.2.0/24 into wg1"), "{error}");
+        let error = error_of(&with(vec![tunnel("w/0", 7, &[])]));
+        assert!(matches!(error, AttachError::TapName { .. }), "{error}");
+        let many = (0..65).map(|number| tunnel(&format!("wg{number}"), number, &[])).collect();
+        assert!(matches!(error_of(&with(many)), AttachError::TooManyTunnels));
+        assert_eq!(guest.run("ip -o link").lines().count(), 1, "lo alone");
+    });
+}
+
+/// A UDP packet without a checksum.
+fn packet(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    let words = packet.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+    let sum: u32 = words.sum();
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    packet.extend([0, 9, 0, 9, 0, 8, 0, 0]);
+    packet
+}
+
+#[test]
+fn a_namespace_that_forwards_passes_packets_from_tunnel_to_tunnel() {
+    for user in [ROOT, USER] {
+        in_own_process(user, || {
+            let guest = if user == ROOT { Guest::of_root() } else { Guest::of_caller() };
+            let tunnels = vec![tunnel("wg0", 7, &[]), tunnel("wg1", 8, &[])];
+            let with = Request { tunnels, forwarding: true, ..request(Target::Pid(guest.pid())) };
+            let attached = attach(&with).unwrap();
+            let [wg0, wg1] = <[_; 2]>::try_from(attached.tunnels).unwrap();
+            let sent = packet(Ipv4Addr::new(10, 7, 0, 2), Ipv4Addr::new(10, 8, 0, 2));
+            File::from(wg0.fd).write_all(&[&[0; 10][..], &sent].concat()).unwrap();
+            let mut got = [0; 2048];
+            let count = File::from(wg1.fd).read(&mut got).unwrap();
+            assert_eq!(count, 10 + sent.len());
+            assert_eq!(got[10 + 8], 63, "one hop further");
+            assert_eq!(got[10 + 12..count], sent[12..]);
+            let forwarding = guest.run("sysctl -n net.ipv6.conf.all.forwarding");
+            assert_eq!(forwarding.trim(), "1");
+        });
+    }
 }
 
 #[test]

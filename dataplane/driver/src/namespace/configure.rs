@@ -12,33 +12,41 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
+use super::forwarding::Forwarding;
 use super::message::{Failure, Step};
 use super::netlink::Rtnetlink;
-use super::{Request, Route};
+use super::{Request, Route, tunnels};
 
 /// `lo` is the first device of every namespace (`loopback_net_init` in drivers/net/loopback.c asserts it).
 const LOOPBACK_INDEX: u32 = 1;
 
 /// The least MTU of IPv6 (RFC 8200, section 5). Below it the kernel takes IPv6 off the device.
-const IPV6_MTU_MIN: u16 = 1280;
+pub(super) const IPV6_MTU_MIN: u16 = 1280;
 
-/// Does what `request` says, to the TAP that was made. Gives what could not be done and does no harm.
+/// Does what `request` says, to the devices that were made. Gives what could not be done and does no harm.
 pub(super) fn configure(request: &Request) -> Result<Vec<String>, Failure> {
     let find = Failure::at(Step::FindTap);
     let index = nix::net::if_::if_nametoindex(request.tap_name.as_str()).map_err(find)?;
     let mut netlink = Rtnetlink::open().map_err(Failure::at(Step::FindTap))?;
     set_link(&mut netlink, request, index).map_err(Failure::at(Step::SetLink))?;
-    if !request.configure && !request.loopback_up {
-        return Ok(Vec::new());
-    }
     let mut warnings = Vec::new();
     if request.configure {
         warnings = set_addresses(&mut netlink, request, index)?;
         set_further(&mut netlink, request, index, &mut warnings);
     }
-    // Last, because it is all that would stay behind if another step failed: the TAP vanishes with its descriptor,
+    tunnels::configure(&mut netlink, &request.tunnels, &mut warnings)?;
+    let forwarding = request
+        .forwarding
+        .then(|| Forwarding::open(request))
+        .transpose()
+        .map_err(Failure::at(Step::Forwarding))?;
+    // Last, because it is all that would stay behind if another step failed: the devices vanish with their descriptors,
     // but the kernel leaves 127.0.0.1 on a `lo` that is taken down again.
-    set_up(&mut netlink, LOOPBACK_INDEX).map_err(Failure::at(Step::LoopbackUp))?;
+    if request.configure || request.loopback_up {
+        set_up(&mut netlink, LOOPBACK_INDEX).map_err(Failure::at(Step::LoopbackUp))?;
+    }
+    // That these can be written has been found out.
+    forwarding.map_or(Ok(()), Forwarding::set).map_err(Failure::at(Step::Forwarding))?;
     Ok(warnings)
 }
 
@@ -55,7 +63,7 @@ fn set_link(netlink: &mut Rtnetlink, request: &Request, index: u32) -> nix::Resu
 }
 
 /// Sets `IFF_UP`.
-fn set_up(netlink: &mut Rtnetlink, index: u32) -> nix::Result<()> {
+pub(super) fn set_up(netlink: &mut Rtnetlink, index: u32) -> nix::Result<()> {
     let mut link = LinkMessage::default();
     link.header.index = index;
     link.header.flags = LinkFlags::Up;
@@ -112,7 +120,7 @@ fn set_addresses(
             "no IPv6 on {}: it is switched off in the namespace (sysctl net.ipv6.conf.all.disable_ipv6)",
             request.tap_name
         )),
-        Err(errno) => return Err(Failure { step: Step::Address6, errno }),
+        Err(errno) => return Err(Failure::at(Step::Address6)(errno)),
     }
     Ok(warnings)
 }
@@ -165,13 +173,13 @@ fn settle_route(
             ));
             Ok(())
         }
-        Err(errno) => Err(Failure { step, errno }),
+        Err(errno) => Err(Failure::at(step)(errno)),
     }
 }
 
 /// Adds an address. For IPv6 without duplicate address detection (RFC 4862, section 5.4), which would keep the
 /// address tentative for a second; there is nobody else on the link but us.
-fn add_address(
+pub(super) fn add_address(
     netlink: &mut Rtnetlink,
     index: u32,
     address: IpAddr,
@@ -206,12 +214,12 @@ fn add_default_route(
         IpAddr::V4(_) => IpAddr::from([0; 4]),
         IpAddr::V6(_) => IpAddr::from([0; 16]),
     };
-    let route = Route { to: (any, 0), gateway: Some(gateway), metric: None };
+    let route = Route { to: (any, 0), gateway: Some(gateway), metric: None, table: None };
     add_route(netlink, index, &route, !is_on_link)
 }
 
 /// Adds a route. `as_on_link`: the router answers on the link, whatever its address.
-fn add_route(
+pub(super) fn add_route(
     netlink: &mut Rtnetlink,
     index: u32,
     route: &Route,
@@ -241,6 +249,10 @@ fn add_route(
     if let Some(metric) = route.metric {
         message.attributes.push(RouteAttribute::Priority(metric));
     }
+    if let Some(table) = route.table {
+        message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+        message.attributes.push(RouteAttribute::Table(table));
+    }
     if as_on_link {
         message.header.flags |= RouteFlags::Onlink;
     }
@@ -255,7 +267,7 @@ fn family(address: IpAddr) -> AddressFamily {
 }
 
 /// Whether the first `prefix` bits agree.
-fn is_same_network(a: IpAddr, b: IpAddr, prefix: u8) -> bool {
+pub(super) fn is_same_network(a: IpAddr, b: IpAddr, prefix: u8) -> bool {
     let differing = match (a, b) {
         (IpAddr::V4(a), IpAddr::V4(b)) => (u32::from(a) ^ u32::from(b)).leading_zeros(),
         (IpAddr::V6(a), IpAddr::V6(b)) => (u128::from(a) ^ u128::from(b)).leading_zeros(),

@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use super::message::{Failure, Step};
+use super::message::{Failure, Place, Step};
+use super::tunnels::{TUNNELS_MAX, TunnelDevice};
 use super::{Request, Target};
 
 /// Why [`attach`](super::attach) failed. Each prints as one line. What the caller can do about it is said without the
@@ -60,6 +62,19 @@ pub enum AttachError {
         /// The namespace.
         target: Target,
     },
+    /// The same of a tunnel's device.
+    #[error(
+        "{name} exists already in the network namespace {target}: give the tunnel another name, or remove the device"
+    )]
+    TunnelExists {
+        /// The device.
+        name: String,
+        /// The namespace.
+        target: Target,
+    },
+    /// More tunnels than a namespace gets.
+    #[error("too many tunnels: at most {TUNNELS_MAX} in a namespace")]
+    TooManyTunnels,
     /// The name cannot be a device's.
     #[error(
         "{name:?} cannot be the name of a network device: 1 to 15 bytes, no '/', ':', '%' or spaces"
@@ -102,58 +117,87 @@ impl AttachError {
 
     /// What the helper said, in the words of the request.
     pub(super) fn from_failure(failure: Failure, request: &Request) -> Self {
-        let Failure { step, errno } = failure;
+        let Failure { step, errno, place } = failure;
         let target = request.target.clone();
-        let name = &request.tap_name;
         let source = io::Error::from(errno);
-        let what = match (step, errno) {
+        match (step, errno) {
             (Step::EnterNamespace, Errno::EPERM | Errno::EACCES) => {
-                return Self::MayNotEnter { target, source };
+                Self::MayNotEnter { target, source }
             }
-            (Step::EnterNamespace, Errno::ENOENT | Errno::ESRCH) => {
-                return Self::NamespaceGone { target };
-            }
+            (Step::EnterNamespace, Errno::ENOENT | Errno::ESRCH) => Self::NamespaceGone { target },
             (Step::JoinUserns, _) => {
                 let path = request.userns.clone().unwrap_or_default();
-                return Self::UserNamespace { path, source };
+                Self::UserNamespace { path, source }
             }
             // ENOTTY: something else has the name, such as a file that a sandbox has put over it.
-            (Step::OpenTun, _) | (Step::CreateTap, Errno::ENOTTY) => return Self::NoTun { source },
+            (Step::OpenTun, _) | (Step::CreateTap | Step::MakeTunnel, Errno::ENOTTY) => {
+                Self::NoTun { source }
+            }
             (Step::CreateTap, Errno::EBUSY) => {
-                return Self::TapExists { name: name.clone(), target };
+                Self::TapExists { name: request.tap_name.clone(), target }
             }
-            (Step::Isolate, _) => {
-                return Self::Helper { what: "set up the helper process", source };
+            (Step::MakeTunnel, Errno::EBUSY) => {
+                Self::TunnelExists { name: tunnel_name(place, request).to_owned(), target }
             }
-            (Step::EnterNamespace, _) => "enter".to_owned(),
-            (Step::CreateTap, _) => format!("make the TAP {name}"),
-            (Step::SetOffload, _) => format!("set the offload of {name}"),
-            (Step::FindTap, _) => format!("find {name}"),
-            (Step::SetLink, _) => {
-                format!("set the MTU {} and the Ethernet address of {name}", request.mtu)
-            }
-            (Step::LoopbackUp, _) => "bring up lo".to_owned(),
-            (Step::TapUp, _) => format!("bring up {name}"),
-            (Step::Address4, _) => match request.net4 {
-                Some(net) => format!("give {name} the address {}/{}", net.guest, net.prefix),
-                None => format!("give {name} an IPv4 address"),
-            },
-            (Step::Address6, _) => match request.net6 {
-                Some(net) => format!("give {name} the address {}/{}", net.guest, net.prefix),
-                None => format!("give {name} an IPv6 address"),
-            },
-            (Step::Route4, _) => match request.net4 {
-                Some(net) => format!("set the default route by {} on {name}", net.gateway),
-                None => format!("set the IPv4 default route on {name}"),
-            },
-            (Step::Route6, _) => match request.net6 {
-                Some(net) => format!("set the default route by {} on {name}", net.gateway),
-                None => format!("set the IPv6 default route on {name}"),
-            },
-            (Step::Watch, _) => "watch for the end".to_owned(),
-        };
-        Self::Device { what, target, source }
+            (Step::Isolate, _) => Self::Helper { what: "set up the helper process", source },
+            (_, _) => Self::Device { what: attempted(step, place, request), target, source },
+        }
     }
+}
+
+/// What was attempted, on what.
+fn attempted(step: Step, place: Place, request: &Request) -> String {
+    let name = &request.tap_name;
+    let tunnel = tunnel_name(place, request);
+    let given = |net: Option<String>, family| match net {
+        Some(net) => format!("give {name} the address {net}"),
+        None => format!("give {name} an {family} address"),
+    };
+    let routed = |gateway: Option<IpAddr>, family| match gateway {
+        Some(gateway) => format!("set the default route by {gateway} on {name}"),
+        None => format!("set the {family} default route on {name}"),
+    };
+    let item = usize::from(place.item);
+    let network = |(address, prefix): (IpAddr, u8)| format!("{address}/{prefix}");
+    match step {
+        Step::Isolate => "set up the helper process".to_owned(),
+        Step::JoinUserns => "join the user namespace".to_owned(),
+        Step::EnterNamespace => "enter".to_owned(),
+        Step::OpenTun => "open /dev/net/tun".to_owned(),
+        Step::CreateTap => format!("make the TAP {name}"),
+        Step::SetOffload => format!("set the offload of {name}"),
+        Step::FindTap => format!("find {name}"),
+        Step::SetLink => format!("set the MTU {} and the Ethernet address of {name}", request.mtu),
+        Step::LoopbackUp => "bring up lo".to_owned(),
+        Step::TapUp => format!("bring up {name}"),
+        Step::Address4 => given(request.net4.map(|n| network((n.guest.into(), n.prefix))), "IPv4"),
+        Step::Address6 => given(request.net6.map(|n| network((n.guest.into(), n.prefix))), "IPv6"),
+        Step::Route4 => routed(request.net4.map(|net| net.gateway.into()), "IPv4"),
+        Step::Route6 => routed(request.net6.map(|net| net.gateway.into()), "IPv6"),
+        Step::MakeTunnel => format!("make the device {tunnel}"),
+        Step::TunnelOffload => format!("set the offload of {tunnel}"),
+        Step::TunnelLink => format!("set the MTU of {tunnel}"),
+        Step::TunnelAddress => {
+            let address = device(place, request).and_then(|device| device.addresses.get(item));
+            format!("give {tunnel} the address {}", address.copied().map_or(String::new(), network))
+        }
+        Step::TunnelUp => format!("bring up {tunnel}"),
+        Step::TunnelRoute => {
+            let route = device(place, request).and_then(|device| device.routes.get(item));
+            let to = route.map_or(String::new(), |route| network(route.to));
+            format!("route {to} into {tunnel}")
+        }
+        Step::Forwarding => "make it pass packets on (/proc/sys/net)".to_owned(),
+        Step::Watch => "watch for the end".to_owned(),
+    }
+}
+
+fn device(place: Place, request: &Request) -> Option<&TunnelDevice> {
+    request.tunnels.get(usize::from(place.tunnel))
+}
+
+fn tunnel_name(place: Place, request: &Request) -> &str {
+    device(place, request).map_or("the tunnel", |device| &device.name)
 }
 
 impl fmt::Display for Target {

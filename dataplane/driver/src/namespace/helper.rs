@@ -17,12 +17,12 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use super::channel::{Channel, DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, Received};
 use super::configure::configure;
 use super::listen;
-use super::message::{Failure, Report, SocketReply, SocketRequest, Step, Wanted};
+use super::message::{Failure, Report, SocketReply, SocketRequest, Step, Wanted, encode_offload};
 use super::ports::open_lists;
 use super::tap;
 use super::target::{Holder, NamespaceId, OpenTarget};
 use super::watch::{HELPER_NAME, Life, Watch};
-use super::{AttachError, Request};
+use super::{AttachError, Request, TunnelLink, tunnels};
 use crate::{Link, detach};
 
 /// Where requests come from, and replies go.
@@ -77,22 +77,23 @@ impl Helper<'_> {
             return;
         }
         let (report, ready) = match set_up(request, target, daemon) {
-            Ok((link, warnings, watch)) => {
-                let offload = link.offload;
-                (Report::Ready { offload, warnings }, Some((link, watch)))
+            Ok((made, warnings, watch)) => {
+                let offload = made.link.offload;
+                (Report::Ready { offload, warnings }, Some((made, watch)))
             }
             Err(failure) => (Report::Failed(failure), None),
         };
-        let link = ready.as_ref().map(|(link, _)| link);
+        let made = ready.as_ref().map(|(made, _)| made);
+        let tap = made.map(|made| made.link.fd.as_fd());
         let told = hand_over_lists(&channels.control)
-            .and_then(|()| channels.data_path.send(&report.encode(), link.map(|l| l.fd.as_fd())))
-            .and_then(|()| hand_over_queues(&channels.data_path, link));
+            .and_then(|()| channels.data_path.send(&report.encode(), tap))
+            .and_then(|()| made.map_or(Ok(()), |made| made.hand_over_rest(&channels.data_path)));
         if told.is_err() {
             return;
         }
-        // Our descriptor of the TAP goes with `link`: the device's life hangs on the daemon's alone.
-        if let Some((link, watch)) = ready {
-            drop(link);
+        // Our descriptors of the devices go with `made`: their life hangs on the daemon's alone.
+        if let Some((made, watch)) = ready {
+            drop(made);
             serve(&channels, &end, watch);
         }
     }
@@ -106,12 +107,21 @@ fn hand_over_lists(control: &Channel) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The further queues of the TAP, one message each.
-fn hand_over_queues(data_path: &Channel, link: Option<&Link>) -> std::io::Result<()> {
-    for queue in link.iter().flat_map(|link| &link.further) {
-        data_path.send(&[0], Some(queue.as_fd()))?;
+/// The devices.
+struct Made {
+    link: Link,
+    tunnels: Vec<TunnelLink>,
+}
+
+impl Made {
+    /// The further queues of the TAP and then the tunnels, one message each, with the device's offload.
+    fn hand_over_rest(&self, data_path: &Channel) -> std::io::Result<()> {
+        let queues = self.link.further.iter().map(|queue| (queue, self.link.offload));
+        let tunnels = self.tunnels.iter().map(|tunnel| (&tunnel.fd, tunnel.offload));
+        queues.chain(tunnels).try_for_each(|(fd, offload)| {
+            data_path.send(&encode_offload(offload), Some(fd.as_fd()))
+        })
     }
-    Ok(())
 }
 
 /// Nothing of the daemon's reaches us, and nothing of ours the daemon's terminal or files.
@@ -145,15 +155,16 @@ fn set_up(
     request: &Request,
     target: OpenTarget,
     daemon: Pid,
-) -> Result<(Link, Vec<String>, Watch), Failure> {
+) -> Result<(Made, Vec<String>, Watch), Failure> {
     let namespace = enter(&target)?;
     let link = tap::create(&request.tap_name, request.queues, request.offload, request.adopt)?;
+    let tunnels = tunnels::create(&request.tunnels)?;
     let warnings = configure(request)?;
     let watch =
         Watch::new(namespace, target.holder, daemon.as_raw()).map_err(Failure::at(Step::Watch))?;
     drop_privileges(daemon).map_err(Failure::at(Step::Isolate))?;
     (request.confine)();
-    Ok((link, warnings, watch))
+    Ok((Made { link, tunnels }, warnings, watch))
 }
 
 /// Joins the network namespace. An ordinary user has to be in the user namespace that owns it first; root need not,
@@ -165,9 +176,9 @@ fn enter(target: &OpenTarget) -> Result<NamespaceId, Failure> {
     let netns = &target.netns;
     let entered = match setns(netns, CloneFlags::CLONE_NEWNET) {
         Err(Errno::EPERM) if target.userns.is_none() => {
-            let refused = Failure { step: Step::EnterNamespace, errno: Errno::EPERM };
-            let owner = owner_of(netns).map_err(|_| refused)?;
-            setns(owner, CloneFlags::CLONE_NEWUSER).map_err(|_| refused)?;
+            let refused = |_| Failure::at(Step::EnterNamespace)(Errno::EPERM);
+            let owner = owner_of(netns).map_err(refused)?;
+            setns(owner, CloneFlags::CLONE_NEWUSER).map_err(refused)?;
             setns(netns, CloneFlags::CLONE_NEWNET)
         }
         other => other,

@@ -40,12 +40,26 @@ pub(super) enum Step {
     Address6,
     /// The IPv6 default route.
     Route6,
+    /// `TUNSETIFF` of a tunnel's device.
+    MakeTunnel,
+    /// Its offload.
+    TunnelOffload,
+    /// Its MTU and queue length.
+    TunnelLink,
+    /// One of its addresses.
+    TunnelAddress,
+    /// Bringing it up.
+    TunnelUp,
+    /// One of its routes.
+    TunnelRoute,
+    /// Making the namespace forward packets.
+    Forwarding,
     /// Finding what keeps the namespace alive.
     Watch,
 }
 
 impl Step {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 22] = [
         Self::Isolate,
         Self::JoinUserns,
         Self::EnterNamespace,
@@ -60,6 +74,13 @@ impl Step {
         Self::Route4,
         Self::Address6,
         Self::Route6,
+        Self::MakeTunnel,
+        Self::TunnelOffload,
+        Self::TunnelLink,
+        Self::TunnelAddress,
+        Self::TunnelUp,
+        Self::TunnelRoute,
+        Self::Forwarding,
         Self::Watch,
     ];
 }
@@ -71,12 +92,29 @@ pub(super) struct Failure {
     pub(super) step: Step,
     /// Why.
     pub(super) errno: Errno,
+    /// Of a tunnel's step: on what of it.
+    pub(super) place: Place,
+}
+
+/// Which tunnel of the request, and which of its addresses or routes; zeros where the step is about something else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The tunnel.
+    pub(super) tunnel: u8,
+    /// Its address or route.
+    pub(super) item: u16,
 }
 
 impl Failure {
     /// For `map_err`.
     pub(super) fn at(step: Step) -> impl FnOnce(Errno) -> Self {
-        move |errno| Self { step, errno }
+        move |errno| Self { step, errno, place: Place::default() }
+    }
+
+    /// The same for a step of a tunnel's.
+    pub(super) fn of_tunnel(step: Step, tunnel: u8, item: usize) -> impl FnOnce(Errno) -> Self {
+        let place = Place { tunnel, item: u16::try_from(item).unwrap_or(u16::MAX) };
+        move |errno| Self { step, errno, place }
     }
 }
 
@@ -102,15 +140,16 @@ impl Report {
     pub(super) fn encode(&self) -> Vec<u8> {
         match self {
             Self::Ready { offload, warnings } => {
-                let flags = [offload.checksum, offload.tso, offload.uso].map(u8::from);
-                let mut bytes = vec![Self::READY, offload.vnet_header_bytes];
-                bytes.extend(flags);
+                let mut bytes = vec![Self::READY];
+                bytes.extend(encode_offload(*offload));
                 bytes.extend(warnings.join("\n").bytes().take(MESSAGE_BYTES_MAX - bytes.len()));
                 bytes
             }
             Self::Failed(failure) => {
                 let [a, b, c, d] = (failure.errno as i32).to_le_bytes();
-                vec![Self::FAILED, failure.step as u8, a, b, c, d]
+                let Place { tunnel, item } = failure.place;
+                let [item_0, item_1] = item.to_le_bytes();
+                vec![Self::FAILED, failure.step as u8, a, b, c, d, tunnel, item_0, item_1]
             }
         }
     }
@@ -118,27 +157,34 @@ impl Report {
     /// From bytes; none: they are not a report.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         match bytes {
-            [Self::READY, vnet_header_bytes, checksum, tso, uso, warnings @ ..] => {
-                let offload = LinkOffload {
-                    vnet_header_bytes: *vnet_header_bytes,
-                    checksum: *checksum == 1,
-                    tso: *tso == 1,
-                    uso: *uso == 1,
-                };
+            [Self::READY, a, b, c, d, warnings @ ..] => {
+                let offload = decode_offload([*a, *b, *c, *d]);
                 let warnings = String::from_utf8_lossy(warnings);
                 Some(Self::Ready {
                     offload,
                     warnings: warnings.lines().map(str::to_owned).collect(),
                 })
             }
-            [Self::FAILED, step, a, b, c, d] => {
+            [Self::FAILED, step, a, b, c, d, tunnel, item_0, item_1] => {
                 let step = Step::ALL.into_iter().find(|known| *known as u8 == *step)?;
                 let errno = Errno::from_raw(i32::from_le_bytes([*a, *b, *c, *d]));
-                Some(Self::Failed(Failure { step, errno }))
+                let place = Place { tunnel: *tunnel, item: u16::from_le_bytes([*item_0, *item_1]) };
+                Some(Self::Failed(Failure { step, errno, place }))
             }
             [..] => None,
         }
     }
+}
+
+/// A device's offload as bytes.
+pub(super) fn encode_offload(offload: LinkOffload) -> [u8; 4] {
+    let LinkOffload { vnet_header_bytes, checksum, tso, uso } = offload;
+    [vnet_header_bytes, checksum.into(), tso.into(), uso.into()]
+}
+
+/// From bytes.
+pub(super) fn decode_offload([vnet_header_bytes, checksum, tso, uso]: [u8; 4]) -> LinkOffload {
+    LinkOffload { vnet_header_bytes, checksum: checksum == 1, tso: tso == 1, uso: uso == 1 }
 }
 
 /// Asks for a socket.
@@ -259,12 +305,13 @@ mod tests {
         assert_eq!(Report::decode(&ready.encode()), Some(ready));
         let quiet = Report::Ready { offload, warnings: Vec::new() };
         assert_eq!(Report::decode(&quiet.encode()), Some(quiet));
+        let place = Place { tunnel: 3, item: 700 };
         for step in Step::ALL {
-            let failed = Report::Failed(Failure { step, errno: Errno::EBUSY });
+            let failed = Report::Failed(Failure { step, errno: Errno::EBUSY, place });
             assert_eq!(Report::decode(&failed.encode()), Some(failed));
         }
         assert_eq!(Report::decode(&[]), None);
-        assert_eq!(Report::decode(&[Report::FAILED, 200, 0, 0, 0, 0]), None);
+        assert_eq!(Report::decode(&[Report::FAILED, 200, 0, 0, 0, 0, 0, 0, 0]), None);
     }
 
     #[test]

@@ -42,6 +42,7 @@ mod channel;
 mod configure;
 mod egress;
 mod error;
+mod forwarding;
 mod helper;
 pub mod listen;
 mod message;
@@ -51,6 +52,7 @@ mod sockets;
 mod survey;
 mod tap;
 mod target;
+mod tunnels;
 mod watch;
 
 use std::net::IpAddr;
@@ -68,12 +70,14 @@ pub use ports::{Listening, Ports};
 pub use sockets::NamespaceListeners;
 pub use survey::{HostRoute, Interface, Route, Survey};
 pub use tap::take_over;
+pub use tunnels::{TunnelDevice, TunnelLink, TunnelRoute};
 
 use channel::Channel;
 use helper::Channels;
-use message::Report;
+use message::{Report, decode_offload};
 use sockets::HelperSockets;
 use target::OpenTarget;
+use tunnels::TUNNELS_MAX;
 
 use crate::{Link, LinkKind, NamespaceSockets};
 
@@ -122,6 +126,10 @@ pub struct Request {
     pub offload: bool,
     /// The length of the TAP's transmit queue, in packets: what the guest sends waits there to be read.
     pub txqueuelen: u32,
+    /// Further devices, each for a tunnel. They are set up whole, whatever [`configure`](Self::configure) says.
+    pub tunnels: Vec<TunnelDevice>,
+    /// Make the namespace pass packets on between its devices. This stays when they are gone.
+    pub forwarding: bool,
     /// What the helper does last before it serves, to give up what it does not need.
     pub confine: fn(),
 }
@@ -130,6 +138,8 @@ pub struct Request {
 pub struct Attached {
     /// The TAP. Closing it removes the device.
     pub link: Link,
+    /// The tunnels' devices, in the order of the request.
+    pub tunnels: Vec<TunnelLink>,
     /// Its Ethernet address: with [`adopt`](Request::adopt) not the one that was asked for.
     pub guest_mac: MacAddr,
     /// Makes sockets in the namespace; dropping it ends the helper.
@@ -182,8 +192,14 @@ impl AsFd for NamespaceEnd {
 /// Makes the TAP in the target and configures it. Call this before the first thread is started: it forks. All that
 /// was done is undone if it fails.
 pub fn attach(request: &Request) -> Result<Attached, AttachError> {
-    if !tap::is_device_name(&request.tap_name) {
-        return Err(AttachError::TapName { name: request.tap_name.clone() });
+    let tunnels = request.tunnels.iter().map(|tunnel| &tunnel.name);
+    for name in std::iter::once(&request.tap_name).chain(tunnels) {
+        if !tap::is_device_name(name) {
+            return Err(AttachError::TapName { name: name.clone() });
+        }
+    }
+    if request.tunnels.len() > TUNNELS_MAX {
+        return Err(AttachError::TooManyTunnels);
     }
     let target = OpenTarget::open(request)?;
     let pair = || Channel::pair().map_err(AttachError::helper("make a socket pair"));
@@ -199,12 +215,14 @@ pub fn attach(request: &Request) -> Result<Attached, AttachError> {
     match report {
         Some((Report::Ready { offload, warnings }, Some(tap))) => {
             let further = further_queues(&sockets, request.queues)?;
+            let tunnels = tunnels_made(&sockets, request)?;
             sockets.limit_waiting().map_err(AttachError::helper("set a socket's timeout"))?;
             let (listeners, ports) = NamespaceListeners::new(control)
                 .map_err(AttachError::helper("hear from the helper process"))?;
             let guest_mac = tap::ethernet_address(&tap)
                 .map_err(AttachError::helper("ask for the TAP's address"))?;
             Ok(Attached {
+                tunnels,
                 guest_mac,
                 listeners,
                 ports,
@@ -226,7 +244,20 @@ pub fn attach(request: &Request) -> Result<Attached, AttachError> {
 
 /// The descriptors that follow the report.
 fn further_queues(sockets: &HelperSockets, queues: u8) -> Result<Vec<OwnedFd>, AttachError> {
-    let queue = |_| sockets.queue()?.ok_or_else(|| std::io::Error::from(Errno::EMFILE));
+    let queue = |_| sockets.descriptor()?.map(|(_, queue)| queue).ok_or(Errno::EMFILE.into());
     let queues = (1..queues).map(queue).collect::<std::io::Result<_>>();
     queues.map_err(AttachError::helper("take over the TAP's queues"))
+}
+
+/// The descriptors that follow the queues.
+fn tunnels_made(
+    sockets: &HelperSockets,
+    request: &Request,
+) -> Result<Vec<TunnelLink>, AttachError> {
+    let link = |device: &TunnelDevice| {
+        let (offload, fd) = sockets.descriptor()?.ok_or(Errno::EMFILE)?;
+        Ok(TunnelLink { fd, name: device.name.clone(), offload: decode_offload(offload) })
+    };
+    let links = request.tunnels.iter().map(link).collect::<std::io::Result<_>>();
+    links.map_err(AttachError::helper("take over the tunnels' devices"))
 }

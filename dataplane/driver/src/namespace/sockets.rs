@@ -95,12 +95,13 @@ impl HelperSockets {
         })
     }
 
-    /// What follows the report: the TAP's further queues. None: it was killed, or we have no descriptors left.
-    pub(super) fn queue(&self) -> io::Result<Option<OwnedFd>> {
+    /// What follows the report: a device, or a queue of it, and its offload. None: the helper was killed, or we have no
+    /// descriptors left.
+    pub(super) fn descriptor(&self) -> io::Result<Option<([u8; 4], OwnedFd)>> {
         let mut buffer = [0; MESSAGE_BYTES_MAX];
         Ok(match self.questions.channel.receive(&mut buffer)? {
-            Received::Message(_, mut queue) => queue.pop(),
-            Received::HungUp => None,
+            Received::Message(4, mut fd) => buffer.first_chunk().copied().zip(fd.pop()),
+            Received::Message(..) | Received::HungUp => None,
         })
     }
 

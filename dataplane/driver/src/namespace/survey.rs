@@ -54,6 +54,8 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// Its metric.
     pub metric: Option<u32>,
+    /// The table that it is in; none: the main one.
+    pub table: Option<u32>,
 }
 
 impl Route {
@@ -156,7 +158,7 @@ fn read_route(message: &RouteMessage) -> Option<HostRoute> {
         }
     }
     let to = (to, header.destination_prefix_length);
-    Some(HostRoute { interface: interface?, route: Route { to, gateway, metric } })
+    Some(HostRoute { interface: interface?, route: Route { to, gateway, metric, table: None } })
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

@@ -39,11 +39,16 @@ pub(super) fn create(
 ) -> Result<Link, Failure> {
     let vnet = if is_offloaded { libc::IFF_VNET_HDR } else { 0 };
     let multi_queue = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
-    let flags = vnet | multi_queue;
+    let flags = libc::IFF_TAP | vnet | multi_queue;
     // `IFF_TUN_EXCL` makes it fail with `EBUSY` whatever device of that name exists, rather than take over a persistent
     // TAP that somebody set up for something else.
-    let tap = open_queue(name, flags | if may_exist { 0 } else { libc::IFF_TUN_EXCL })?;
-    let further = (1..queues).map(|_| open_queue(name, flags)).collect::<Result<_, _>>()?;
+    let open = |flags| {
+        let tap = open_tun()?;
+        set_interface(&tap, name, flags).map_err(Failure::at(Step::CreateTap))?;
+        Ok(tap)
+    };
+    let tap = open(flags | if may_exist { 0 } else { libc::IFF_TUN_EXCL })?;
+    let further = (1..queues).map(|_| open(flags)).collect::<Result<_, _>>()?;
     let offload = match is_offloaded {
         true => set_offload(&tap).map_err(Failure::at(Step::SetOffload))?,
         false => LinkOffload::default(),
@@ -51,17 +56,10 @@ pub(super) fn create(
     Ok(Link { fd: tap, further, kind: LinkKind::Tap, offload })
 }
 
-/// Makes the device, or adds a queue to it.
-fn open_queue(name: &str, flags: libc::c_int) -> Result<OwnedFd, Failure> {
-    let tap = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")
-        .map(OwnedFd::from)
-        .map_err(errno)
-        .map_err(Failure::at(Step::OpenTun))?;
-    set_interface(&tap, name, flags).map_err(Failure::at(Step::CreateTap))?;
-    Ok(tap)
+/// What devices are made by.
+pub(super) fn open_tun() -> Result<OwnedFd, Failure> {
+    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    tun.map(OwnedFd::from).map_err(errno).map_err(Failure::at(Step::OpenTun))
 }
 
 /// Takes over a TAP that somebody else has opened and attached, with what offload it can have.
@@ -88,9 +86,9 @@ pub(super) fn errno(error: io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-/// `TUNSETIFF`.
-fn set_interface(tap: &OwnedFd, name: &str, flags: libc::c_int) -> nix::Result<()> {
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | flags;
+/// `TUNSETIFF`: makes the device, or adds a queue to it. `flags` say of which kind.
+pub(super) fn set_interface(tun: &OwnedFd, name: &str, flags: libc::c_int) -> nix::Result<()> {
+    let flags = libc::IFF_NO_PI | flags;
     // SAFETY: `ifreq` is plain data, for which all zeros is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     debug_assert!(is_device_name(name), "names are checked before the helper is started");
@@ -99,7 +97,7 @@ fn set_interface(tap: &OwnedFd, name: &str, flags: libc::c_int) -> nix::Result<(
     }
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is.
-    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
     Errno::result(result).map(drop)
 }
 
@@ -116,14 +114,20 @@ pub(super) fn ethernet_address(tap: &OwnedFd) -> io::Result<MacAddr> {
     Ok(MacAddr(std::array::from_fn(|at| bytes[at] as u8)))
 }
 
-/// Asks for everything, and for less where the kernel does not know it.
-fn set_offload(tap: &OwnedFd) -> nix::Result<LinkOffload> {
+/// Sets the length of the virtio-net header.
+pub(super) fn set_header(tap: &OwnedFd) -> nix::Result<LinkOffload> {
     let header_bytes = libc::c_int::from(VNET_HEADER_BYTES);
     // SAFETY: TUNSETVNETHDRSZ reads one `int`.
     let result = unsafe {
         libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const header_bytes)
     };
     Errno::result(result)?;
+    Ok(LinkOffload { vnet_header_bytes: VNET_HEADER_BYTES, ..LinkOffload::default() })
+}
+
+/// Asks for everything, and for less where the kernel does not know it.
+pub(super) fn set_offload(tap: &OwnedFd) -> nix::Result<LinkOffload> {
+    let header = set_header(tap)?;
     let tso = libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
     for (flags, has_tso, has_uso) in [
         (libc::TUN_F_CSUM | tso | USO, true, true),
@@ -136,19 +140,14 @@ fn set_offload(tap: &OwnedFd) -> nix::Result<LinkOffload> {
         };
         match Errno::result(result) {
             Ok(_) => {
-                return Ok(LinkOffload {
-                    vnet_header_bytes: VNET_HEADER_BYTES,
-                    checksum: true,
-                    tso: has_tso,
-                    uso: has_uso,
-                });
+                return Ok(LinkOffload { checksum: true, tso: has_tso, uso: has_uso, ..header });
             }
             // A flag that this kernel does not know (`set_offload` in drivers/net/tun.c).
             Err(Errno::EINVAL) => {}
             Err(other) => return Err(other),
         }
     }
-    Ok(LinkOffload { vnet_header_bytes: VNET_HEADER_BYTES, ..LinkOffload::default() })
+    Ok(header)
 }
 
 #[cfg(test)]

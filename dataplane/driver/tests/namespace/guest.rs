@@ -111,7 +111,11 @@ impl Guest {
     pub(crate) fn run(&self, command: &str) -> String {
         let pid = self.pid().to_string();
         let mut nsenter = Command::new("nsenter");
-        nsenter.args(["-t", &pid, "-n", "--"]).args(command.split(' '));
+        nsenter.args(["-t", &pid, "-n"]);
+        if !Uid::effective().is_root() {
+            nsenter.args(["-U", "--preserve-credentials"]);
+        }
+        nsenter.arg("--").args(command.split(' '));
         let output = nsenter.output().unwrap();
         String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
     }

@@ -1,5 +1,6 @@
 //! What the driver counts, beside the core's counters.
 
+/// Makes the enum of what a part of the driver counts, and the values.
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
         /// What is counted.
@@ -14,8 +15,32 @@ macro_rules! counters {
                 match self { $(Self::$variant => $name,)+ }
             }
         }
+
+        /// The values.
+        #[derive(Clone, Debug)]
+        pub(crate) struct Counters([u64; Counter::ALL.len()]);
+
+        impl Default for Counters {
+            fn default() -> Self {
+                Self([0; Counter::ALL.len()])
+            }
+        }
+
+        impl Counters {
+            /// Counts one.
+            pub(crate) fn count(&mut self, counter: Counter) {
+                self.0[counter as usize] += 1;
+            }
+
+            /// Names and values.
+            pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+                Counter::ALL.iter().map(|&c| (c.name(), self.0[c as usize]))
+            }
+        }
     };
 }
+
+pub(crate) use counters;
 
 counters! {
     /// Frames, clients and news for another shard that had no room for them.
@@ -58,26 +83,4 @@ counters! {
     CaptureErrors = "driver_capture_errors",
     /// Watches over sockets that ended because the ring was full of events, and were started again.
     WatchesRestarted = "driver_watches_restarted",
-}
-
-/// The values.
-#[derive(Clone, Debug)]
-pub(crate) struct Counters([u64; Counter::ALL.len()]);
-
-impl Default for Counters {
-    fn default() -> Self {
-        Self([0; Counter::ALL.len()])
-    }
-}
-
-impl Counters {
-    /// Counts one.
-    pub(crate) fn count(&mut self, counter: Counter) {
-        self.0[counter as usize] += 1;
-    }
-
-    /// Names and values.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        Counter::ALL.iter().map(|&c| (c.name(), self.0[c as usize]))
-    }
 }

@@ -8,6 +8,8 @@
 //! - **io_uring**: the TAP is read by one multishot request into buffers that the kernel picks from a ring,
 //!   readiness comes from multishot polls, and what goes out goes out in batches.
 //!
+//! A tunnel has a thread of its own ([`tunnel`]).
+//!
 //! A [`Handle`] reaches into a running [`Runtime`] from another thread: status, flows, new rules, the end.
 
 mod address;
@@ -40,6 +42,7 @@ mod stream;
 mod sys;
 mod table;
 mod tap;
+pub mod tunnel;
 mod uring;
 mod vnet;
 
@@ -50,3 +53,4 @@ pub use setup::{
     BUSY_POLL, BackendChoice, DriverError, Link, LinkKind, LinkOffload, NamespaceSockets, Outbound,
     Setup,
 };
+pub use tunnel::{ListenError, TunnelEnded, TunnelHandle, TunnelWorker, Wire};

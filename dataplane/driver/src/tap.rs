@@ -230,6 +230,6 @@ impl Tap {
 
 /// Whether an error says that the device is gone for good: its namespace, or it itself, was deleted
 /// (`tun_chr_read_iter`: `EBADFD`).
-fn is_gone(error: &io::Error) -> bool {
+pub(crate) fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::ENXIO | libc::EFAULT))
 }

@@ -123,7 +123,7 @@ fn start(
         netns: netns.clone().into(),
         userns: userns_of(args.identity.identity(), keeper),
         network: args.network.args(),
-        further: &memberships.args(),
+        further: &memberships.args(args.network.args()),
         exit: Some(exit),
         is_log_shown: false,
     }

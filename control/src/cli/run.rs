@@ -135,7 +135,7 @@ fn start(
         netns: format!("/proc/{child}/ns/net").into(),
         userns: userns_of(args.identity.identity(), child),
         network: args.network.args(),
-        further: &memberships.args(),
+        further: &memberships.args(args.network.args()),
         exit: Some(exit_reader),
         is_log_shown: args.network.has_log_options(),
     }

@@ -3,6 +3,9 @@
 //! It reads who is in the network from a file that the gateway replaces ([`Names`]). What it does not know it asks the
 //! DNS address of the gateway's own `usernetd`, which forwards to the host's resolvers; so it needs no way out of the
 //! namespace. Every forwarded query and every connection has a thread while it lasts, and there is a limit of them.
+//!
+//! It begins with a word to every member. The tunnel calls those whose places it knows, and so the members of a gateway
+//! that was away are back at once; they would notice late that they speak to nobody.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -18,6 +21,9 @@ use super::names::{Names, Verdict, Zone};
 
 /// The port of DNS.
 const PORT: u16 = 53;
+
+/// The port that throws away what it gets.
+const DISCARD: u16 = 9;
 
 /// Queries and connections that are under way at a time.
 const UNDER_WAY_MAX: u32 = 128;
@@ -50,6 +56,7 @@ impl Sockets {
     pub(super) fn serve(self, names: PathBuf) -> ! {
         let dns =
             Arc::new(Dns { names: Mutex::new(Source::new(names)), under_way: AtomicU32::new(0) });
+        dns.greet();
         let for_streams = Arc::clone(&dns);
         let tcp = self.tcp;
         spawn(move || for_streams.serve_streams(&tcp));
@@ -67,6 +74,19 @@ struct Dns {
 }
 
 impl Dns {
+    /// Sends every member a datagram with nothing in it, to the port that throws it away (RFC 863).
+    fn greet(&self) {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.refresh();
+        for any in ["0.0.0.0", "::"] {
+            let Ok(socket) = UdpSocket::bind((any, 0)) else { continue };
+            for address in names.zone.addresses() {
+                // Of the other family: refused here.
+                socket.send_to(&[], (address, DISCARD)).ok();
+            }
+        }
+    }
+
     fn serve_datagrams(self: Arc<Self>, socket: &Arc<UdpSocket>) -> ! {
         let mut bytes = [0; 4_096];
         loop {

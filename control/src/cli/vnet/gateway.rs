@@ -18,7 +18,6 @@ use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -26,7 +25,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
@@ -36,7 +34,8 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, geteuid, getpid, getppid, setsid};
 
 use super::dns::Sockets;
-use super::network::{Network, overlap};
+use super::link::LinkNetworks;
+use super::network::Network;
 use super::protocol::{self, Request, Response};
 use super::service::{NamesFile, Service, forget_ended};
 use super::store::{Place, Store};
@@ -58,15 +57,11 @@ const LASTED_MIN: Duration = Duration::from_secs(2);
 /// How long one may take to be ready: as long as a daemon may.
 const READY_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often a gateway looks where its members are.
+const ENDPOINTS_EVERY: Duration = Duration::from_secs(5);
+
 /// How long a gateway may take to end.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-
-/// The networks of the gateway's own way out, by preference: one that the network has nothing in common with is taken.
-const OUTSIDE4: [&str; 3] = ["10.0.2.0/24", "172.31.254.0/24", "192.168.254.0/24"];
-const OUTSIDE6: [&str; 2] = ["fd00::/64", "fd00:0:0:ffff::/64"];
-
-/// Where in its network a daemon answers DNS: the third address.
-const DNS_OFFSET: u32 = 3;
 
 /// The instance that a network's gateway is.
 pub(super) fn instance_of(network: &str) -> String {
@@ -228,12 +223,11 @@ impl Gateway {
         let mut network = store.own(name)?;
         forget_ended(&mut network);
         store.place(name).save_network(&network)?;
-        let outside = network.internet.then(|| Outside::beside(&network)).transpose()?;
-        let names = NamesFile { path: names, upstream: outside.as_ref().map(Outside::dns) };
+        let link = LinkNetworks::beside(&network.gateways())?;
+        let names = NamesFile { path: names, upstream: network.internet.then(|| link.dns()) };
         names.write(&network)?;
         let (exit_reader, exit) = launch::pipe()?;
-        let daemon =
-            launch_daemon(claim, signals, &network, outside, (pid, identity), exit_reader)?;
+        let daemon = launch_daemon(claim, signals, &network, link, (pid, identity), exit_reader)?;
         let listener = listen(claim)?;
         publish(claim, pid, daemon)?;
         line.send(&Order::Go).map_err(Error::system("the namespace's process is gone"))?;
@@ -246,8 +240,13 @@ impl Gateway {
 
     /// Until there is a reason to end.
     fn serve(mut self, signals: &Signals) -> Result<End, Error> {
+        let mut looked = Instant::now();
         loop {
             let has_client = self.wait(signals)?;
+            if looked.elapsed() >= ENDPOINTS_EVERY {
+                looked = Instant::now();
+                self.service.remember_endpoints();
+            }
             if signals.take_ending()? {
                 return Ok(End::Asked);
             }
@@ -267,7 +266,8 @@ impl Gateway {
         let ours = [self.listener.as_fd(), signals.as_fd()];
         let mut fds: Vec<PollFd<'_>> =
             ours.into_iter().chain(owners).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        match poll(&mut fds, PollTimeout::NONE) {
+        let timeout = PollTimeout::try_from(ENDPOINTS_EVERY).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(fds[0].any().unwrap_or(false)),
             Err(errno) => Err(Error::system("cannot wait")(errno.into())),
         }
@@ -306,7 +306,7 @@ fn launch_daemon(
     claim: &Claim,
     signals: &Signals,
     network: &Network,
-    outside: Option<Outside>,
+    link: LinkNetworks,
     (holder, identity): (Pid, Identity),
     exit: OwnedFd,
 ) -> Result<Process, Error> {
@@ -315,9 +315,9 @@ fn launch_daemon(
     let mut further: Vec<OsString> = ["--wireguard", "--wireguard-api"].map(OsString::from).into();
     further.insert(1, conf.0.clone().into());
     further.push(claim.path("").into());
-    match outside {
-        None => further.push("--isolated".into()),
-        Some(outside) => further.extend(outside.args()),
+    further.extend(link.args());
+    if !network.internet {
+        further.push("--isolated".into());
     }
     Launch {
         claim,
@@ -373,42 +373,6 @@ fn announce(network: &Network) {
     }
 }
 
-/// The gateway's own way out, beside its network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Outside {
-    v4: IpNet,
-    /// None: the network has no IPv6.
-    v6: Option<IpNet>,
-}
-
-impl Outside {
-    fn beside(network: &Network) -> Result<Self, Error> {
-        let gateways = network.gateways();
-        let free = |candidates: &[&str]| {
-            let mut nets = candidates.iter().filter_map(|text| text.parse::<IpNet>().ok());
-            nets.find(|&net| !gateways.iter().any(|&gateway| overlap(gateway, net)))
-                .ok_or_else(|| Error::Usage("the network leaves no room for a way out".to_owned()))
-        };
-        let v6 = network.gateway6.map(|_| free(&OUTSIDE6)).transpose()?;
-        Ok(Self { v4: free(&OUTSIDE4)?, v6 })
-    }
-
-    /// Where the daemon answers DNS.
-    fn dns(&self) -> SocketAddr {
-        let IpAddr::V4(first) = self.v4.network() else { unreachable!("it is parsed from IPv4") };
-        SocketAddr::new(IpAddr::V4((u32::from(first) + DNS_OFFSET).into()), 53)
-    }
-
-    fn args(&self) -> Vec<OsString> {
-        let v4 = [OsString::from("--cidr"), self.v4.to_string().into()];
-        let v6 = match self.v6 {
-            Some(net) => vec![OsString::from("--cidr6"), net.to_string().into()],
-            None => vec![OsString::from("--no-ipv6")],
-        };
-        v4.into_iter().chain(v6).collect()
-    }
-}
-
 /// The life of the process in the namespace.
 fn hold(plan: &Plan, line: &Line, parent: Pid, names: &Path) -> i32 {
     let sockets = match settle(plan, line, parent) {
@@ -452,22 +416,5 @@ fn become_router() -> io::Result<()> {
         // A kernel without IPv6.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::network::tests::network;
-    use super::*;
-
-    #[test]
-    fn the_way_out_has_nothing_in_common_with_the_network() {
-        let of = |gateway: &str| {
-            let network = Network { gateway4: gateway.parse().unwrap(), ..network() };
-            Outside::beside(&network).unwrap()
-        };
-        assert_eq!(of("10.0.0.1/24").dns(), "10.0.2.3:53".parse().unwrap());
-        assert_eq!(of("10.0.0.1/8").dns(), "172.31.254.3:53".parse().unwrap());
-        assert_eq!(of("172.16.0.1/12").args(), ["--cidr", "10.0.2.0/24", "--no-ipv6"]);
     }
 }

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use usernet_wireguard::PrivateKey;
 
 use super::gateway::Secret;
+use super::link::LinkNetworks;
 use super::network::{Origin, check_member_name, check_network_name, listed, member_name_like};
 use super::protocol::Candidate;
 use super::store::{Known, Place, Store};
@@ -26,9 +27,6 @@ pub(crate) struct VnetArgs {
     #[arg(long = "vnet", value_name = "NETWORK[,address=ADDRESS[/PREFIX]][,name=NAME]")]
     #[arg(help_heading = "Network options")]
     wanted: Vec<Wanted>,
-    /// With --vnet: keep the way out by this host's sockets beside the networks
-    #[arg(long, requires = "wanted", help_heading = "Network options")]
-    direct: bool,
 }
 
 /// One `--vnet`.
@@ -106,7 +104,7 @@ impl VnetArgs {
 #[derive(Default)]
 pub(crate) struct Memberships {
     files: Vec<Secret>,
-    is_direct: bool,
+    link: Option<LinkNetworks>,
 }
 
 /// One of them.
@@ -145,16 +143,22 @@ impl Memberships {
             Secret::write(path, &terms.conf(private_key, addresses, reach))
         };
         let files = joined.iter().enumerate().map(file).collect::<Result<_, _>>()?;
-        Ok(Self { files, is_direct: args.direct })
+        let networks: Vec<IpNet> = joined.iter().flat_map(|m| m.addresses.clone()).collect();
+        Ok(Self { files, link: Some(LinkNetworks::beside(&networks)?) })
     }
 
-    /// What the daemon is told.
-    pub(crate) fn args(&self) -> Vec<OsString> {
+    /// What the daemon is told beside what the user says.
+    pub(crate) fn args(&self, users: &[OsString]) -> Vec<OsString> {
         let file = |secret: &Secret| [OsString::from("--wireguard"), secret.0.clone().into()];
         let mut args: Vec<OsString> = self.files.iter().flat_map(file).collect();
-        if !args.is_empty() && !self.is_direct {
-            args.push("--isolated".into());
-        }
+        let Some(link) = &self.link else { return args };
+        let is_users = |own: &OsString| {
+            let name = |arg: &OsString| arg.to_string_lossy().split('=').next().map(str::to_owned);
+            let is_ipv6 = name(own).as_deref() == Some("--cidr6");
+            users.iter().any(|arg| name(arg) == name(own) || is_ipv6 && arg == "--no-ipv6")
+        };
+        let isolated = OsString::from("--isolated");
+        args.extend(link.args().into_iter().chain([isolated]).filter(|arg| !is_users(arg)));
         args
     }
 }

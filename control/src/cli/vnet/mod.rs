@@ -6,6 +6,7 @@
 //! | `store` | where it is written down |
 //! | `gateway`, `service`, `wire` | the process that serves it, and the tunnel that it changes |
 //! | `names`, `dns` | its names |
+//! | `link` | what a daemon's own link must stay clear of |
 //! | `protocol` | what the commands and the gateway say to each other |
 //! | `membership` | `--vnet` of `run` and `create` |
 //! | `manage`, `peer`, `list` | the commands |
@@ -13,6 +14,7 @@
 mod dns;
 mod gateway;
 mod keys;
+mod link;
 mod list;
 mod manage;
 mod membership;

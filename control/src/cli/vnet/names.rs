@@ -105,6 +105,11 @@ impl Zone {
         zone
     }
 
+    /// Everybody's addresses.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.by_address.keys().copied()
+    }
+
     /// What becomes of a query.
     pub(super) fn on_query(&self, bytes: &[u8]) -> Verdict {
         let query = match Message::from_vec(bytes) {

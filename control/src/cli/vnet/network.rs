@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -69,6 +69,8 @@ pub(super) struct Member {
     pub(super) origin: Origin,
     /// Since when, in seconds since 1970.
     pub(super) since_unix: u64,
+    /// Where it was heard from last: a gateway that starts calls it there.
+    pub(super) endpoint: Option<SocketAddr>,
 }
 
 /// How a member came to be one.
@@ -370,6 +372,7 @@ pub(super) mod tests {
             public_key: PublicKey([key; 32]),
             origin: Origin::Peer,
             since_unix: 0,
+            endpoint: None,
         }
     }
 

@@ -108,14 +108,32 @@ impl Service {
         }
     }
 
+    /// Writes down where the members are, if that has changed. Without, a gateway that was killed would have to wait
+    /// until they call.
+    pub(super) fn remember_endpoints(&mut self) {
+        let Ok(peers) = self.wire.peers() else { return };
+        let mut has_changed = false;
+        for member in &mut self.network.members {
+            let peer = peers.iter().find(|peer| peer.public_key == member.public_key);
+            let endpoint = peer.and_then(|peer| peer.endpoint);
+            if endpoint.is_some() && endpoint != member.endpoint {
+                member.endpoint = endpoint;
+                has_changed = true;
+            }
+        }
+        if has_changed && let Err(error) = self.place.save_network(&self.network) {
+            eprintln!("usernet: {error}");
+        }
+    }
+
     fn show(&self) -> Result<Response, Error> {
         let peers = self.wire.peers().map_err(Error::system("the gateway's usernetd"))?;
         let seen = |member: &Member| {
-            let live = peers.iter().find(|live| live.key == member.public_key);
+            let live = peers.iter().find(|live| live.public_key == member.public_key);
             Seen {
                 member: member.clone(),
                 endpoint: live.and_then(|live| live.endpoint),
-                handshake_unix: live.and_then(|live| live.handshake_unix),
+                handshake_unix: live.and_then(|live| live.last_handshake).map(|at| at.as_secs()),
                 from_member: live.map_or(0, |live| live.rx_bytes),
                 to_member: live.map_or(0, |live| live.tx_bytes),
             }
@@ -203,6 +221,7 @@ fn member_of(network: &Network, candidate: Candidate) -> Result<Member, Error> {
         public_key: candidate.public_key,
         origin: candidate.origin,
         since_unix: now_unix(),
+        endpoint: None,
     })
 }
 

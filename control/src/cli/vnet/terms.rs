@@ -109,14 +109,14 @@ impl Terms {
     }
 }
 
-/// The file of wg-quick(8) for the gateway.
+/// The file of wg-quick(8) for the gateway. The members are in its own network, so it needs no further routes.
 pub(super) fn gateway_conf(network: &Network) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::with_capacity(256 + 128 * network.members.len()));
     let mut put = |line: std::fmt::Arguments<'_>| {
         text.write_fmt(line).expect("writing to a string works");
     };
     put(format_args!(
-        "# the gateway of {}\n[Interface]\nPrivateKey = {}\nAddress = {}\nListenPort = {}\nMTU = {}\n",
+        "# the gateway of {}\n[Interface]\nPrivateKey = {}\nAddress = {}\nListenPort = {}\nMTU = {}\nTable = off\n",
         network.name,
         *network.private_key.to_base64(),
         listed(&network.gateways()),
@@ -130,12 +130,16 @@ pub(super) fn gateway_conf(network: &Network) -> Zeroizing<String> {
             "\n# {}\n[Peer]\nPublicKey = {}\nAllowedIPs = {allowed}\n",
             member.name, member.public_key
         ));
+        if let Some(endpoint) = member.endpoint {
+            put(format_args!("Endpoint = {endpoint}\n"));
+        }
     }
     text
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::network::Member;
     use super::super::network::tests::{member, network};
     use super::*;
 
@@ -177,9 +181,10 @@ mod tests {
     #[test]
     fn the_gateway_lets_each_member_have_its_own_addresses_only() {
         let mut network = network();
-        network.admit(member("db", "10.0.0.9", 1)).unwrap();
+        let endpoint = Some("192.0.2.7:4000".parse().unwrap());
+        network.admit(Member { endpoint, ..member("db", "10.0.0.9", 1) }).unwrap();
         let text = gateway_conf(&network);
+        assert!(text.contains("AllowedIPs = 10.0.0.9/32\nEndpoint = 192.0.2.7:4000\n"));
         assert!(text.contains("Address = 10.0.0.1/24\nListenPort = 51820\n"), "{}", *text);
-        assert!(text.contains("AllowedIPs = 10.0.0.9/32\n"), "{}", *text);
     }
 }

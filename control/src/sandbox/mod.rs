@@ -19,6 +19,7 @@
 //!
 //! Two more processes belong to a daemon and stay outside because of what they do there: the helper in the guest's namespace
 //! (`usernet_driver::namespace`) and the keeper of its files ([`crate::keeper`]). Each has a list of its own among the calls.
+//! The process that holds a virtual network's namespace and answers DNS there gives up capabilities and files.
 //!
 //! The order is forced: a user namespace can be made by a process with one thread only; Landlock takes `mount` away; a
 //! thread cannot be started in another PID namespace; and seccomp takes away what all the others need.
@@ -230,6 +231,13 @@ pub(crate) fn confine_keeper(rights: &[(PathBuf, FileRights)], policy: Policy) {
     let _ = capabilities::give_up(capabilities::OF_KEEPER);
     let _ = landlock::give_up_files(rights);
     let _ = confine(calls::Process::Keeper, policy);
+}
+
+/// Confines the process that answers DNS in a virtual network, before it has threads: it reads files below `dir`.
+pub(crate) fn confine_names(dir: PathBuf) {
+    let _ = nix::sys::prctl::set_no_new_privs();
+    let _ = capabilities::give_up(CapabilitySet::empty());
+    let _ = landlock::give_up_files(&[(dir, FileRights::Read)]);
 }
 
 fn confine(process: calls::Process, policy: Policy) -> Result<(), String> {

@@ -50,6 +50,7 @@ use crate::cli::process::Process;
 use crate::cli::run::{await_ready, userns_of};
 use crate::cli::runtime_dir;
 use crate::cli::supervisor::Signals;
+use crate::sandbox;
 
 /// A gateway that lasted no longer does not begin anew: whatever killed its processes will do so again.
 const LASTED_MIN: Duration = Duration::from_secs(2);
@@ -386,6 +387,8 @@ fn hold(plan: &Plan, line: &Line, parent: Pid, names: &Path) -> i32 {
     if line.receive::<Order>().ok().flatten() != Some(Order::Go) {
         return status::FAILURE.into();
     }
+    let dir = names.parent().unwrap_or(Path::new("/"));
+    sandbox::confine_names(dir.to_owned());
     sockets.serve(names.to_owned())
 }
 
@@ -411,6 +414,8 @@ fn become_router() -> io::Result<()> {
     for device in ["all", "default"] {
         fs::write(v4.join("conf").join(device).join("send_redirects"), "0")?;
     }
+    // Who may send as whom the tunnel says. Some distributions have the stricter rule for all.
+    fs::write(v4.join("conf/default/rp_filter"), "2")?;
     fs::write(v4.join("ip_forward"), "1")?;
     match fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1") {
         // A kernel without IPv6.

@@ -76,7 +76,6 @@ impl Terms {
         addresses: &[IpNet],
         reach: Reach,
     ) -> Zeroizing<String> {
-        let dns: Vec<String> = self.gateways.iter().map(|net| net.addr().to_string()).collect();
         let allowed = match reach {
             Reach::Network => listed(&addresses.iter().map(IpNet::trunc).collect::<Vec<_>>()),
             Reach::Everything => listed(&self.everything()),
@@ -90,7 +89,8 @@ impl Terms {
             network = self.network,
             private = *private_key.to_base64(),
             addresses = listed(addresses),
-            dns = dns.join(", "),
+            // One is enough, and resolvers ask three at most (resolv.conf(5)), of all networks.
+            dns = self.gateways.first().map(|net| net.addr().to_string()).unwrap_or_default(),
             mtu = self.mtu,
             public = self.gateway_key,
             endpoint = self.endpoint,

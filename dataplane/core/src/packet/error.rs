@@ -15,8 +15,8 @@ use core::time::Duration;
 
 use super::build::{HOP_LIMIT, IpHeader};
 use super::checksum::Sum;
-use super::{ETHERNET_BYTES, Packet, protocol};
-use crate::config::Config;
+use super::{ETHERNET_BYTES, Packet, parse_ip, protocol};
+use crate::config::{Config, MacAddr};
 use crate::context::Context;
 use crate::counters::Counter;
 use crate::op::{HostError, Offload};
@@ -28,7 +28,7 @@ const ICMP_BYTES: usize = 8;
 /// The largest ICMP error, IP header included (RFC 1812, section 4.3.2.3).
 const ERROR4_BYTES_MAX: usize = 576;
 /// The largest ICMPv6 error: the minimum MTU (RFC 4443, section 2.4 c).
-const ERROR6_BYTES_MAX: usize = 1280;
+pub const ERROR6_BYTES_MAX: usize = 1280;
 /// Every IPv6 link takes packets of this size; a smaller MTU is not told (RFC 8200, section 5).
 const MTU6_MIN: u32 = 1280;
 
@@ -176,9 +176,15 @@ impl<'a> Quoted<'a> {
 }
 
 /// How many errors the guest is told (RFC 1812, section 4.3.2.8; RFC 4443, section 2.4 f): a bucket of tokens.
-pub(crate) struct Bucket {
+pub struct Bucket {
     tokens: u32,
     filled: Instant,
+}
+
+impl Default for Bucket {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Bucket {
@@ -187,11 +193,13 @@ impl Bucket {
     /// One more after each of these.
     const INTERVAL: Duration = Duration::from_millis(1);
 
-    pub(crate) const fn new() -> Self {
+    /// A full one.
+    pub const fn new() -> Self {
         Self { tokens: Self::BURST, filled: Instant::ZERO }
     }
 
-    fn take(&mut self, now: Instant) -> bool {
+    /// Whether one more may be told.
+    pub fn take(&mut self, now: Instant) -> bool {
         let earned = now.since(self.filled).as_nanos() / Self::INTERVAL.as_nanos();
         if earned > 0 {
             let earned = u32::try_from(earned).unwrap_or(u32::MAX);
@@ -222,31 +230,34 @@ pub(crate) fn tell_guest(
         return ctx.count(Counter::ErrorsLimited);
     }
     ctx.count(Counter::ErrorsToGuest);
-    let is_v4 = about.source.is_ipv4();
-    let (size_max, ip_bytes, icmp) = if is_v4 {
-        (ERROR4_BYTES_MAX, 20, protocol::ICMP)
-    } else {
-        (ERROR6_BYTES_MAX, 40, protocol::ICMPV6)
-    };
-    let size_max = size_max.min(usize::from(ctx.config.mtu));
-    let room = size_max.saturating_sub(2 * ip_bytes + ICMP_BYTES);
-    let transport = &about.transport[..about.transport.len().min(room)];
-    let ip = IpHeader {
-        source_mac: ctx.config.host_mac,
-        destination_mac: ctx.neighbors.mac(about.source),
-        source,
-        destination: about.source,
-        protocol: icmp,
-        // Internetwork control, as RFC 1812 (4.3.2.5) asks for errors.
-        tos: if is_v4 { 0xc0 } else { 0 },
-        hop_limit: HOP_LIMIT,
-    };
-    let header = if is_v4 { icmp4_of_error(error) } else { icmp6_of_error(error) };
-    let payload_len = ICMP_BYTES + ip_bytes + transport.len();
-    ctx.emit(ip.bytes() + payload_len, Offload::default(), |frame| {
-        ip.write(frame, payload_len);
-        write_message(&mut frame[ip.bytes()..], &ip, header, about, transport);
+    let mut message = Message::new(about, error, source, usize::from(ctx.config.mtu));
+    message.ip.source_mac = ctx.config.host_mac;
+    message.ip.destination_mac = ctx.neighbors.mac(about.source);
+    ctx.emit(message.ip.bytes() + message.len(), Offload::default(), |frame| {
+        message.ip.write(frame, message.len());
+        message.write(&mut frame[message.ip.bytes()..]);
     });
+}
+
+/// Writes an error about `packet`, that of a link without Ethernet, to `buffer`, as told by `source`: its length. None if
+/// there may be no error about such a packet. How many are told is the caller's matter ([`Bucket`]).
+pub fn write_ip(
+    packet: &[u8],
+    error: HostError,
+    source: IpAddr,
+    buffer: &mut [u8; ERROR6_BYTES_MAX],
+) -> Option<usize> {
+    let about = parse_ip(packet).ok()?;
+    let about = Quoted::of_packet(&about, packet)?;
+    if !may_be_told(&about) || source.is_ipv4() != about.source.is_ipv4() {
+        return None;
+    }
+    let message = Message::new(&about, error, source, buffer.len());
+    let ip_bytes = message.ip.bytes() - ETHERNET_BYTES;
+    let len = ip_bytes + message.len();
+    message.ip.write_ip(buffer, message.len());
+    message.write(&mut buffer[ip_bytes..len]);
+    Some(len)
 }
 
 /// The gateway tells the guest that a packet's TTL has run out here: hop 1 of a traceroute.
@@ -334,33 +345,69 @@ fn icmp6_of_error(error: HostError) -> IcmpHeader {
     }
 }
 
-/// Writes the ICMP message: header, quoted IP header, quoted transport bytes.
-fn write_message(
-    message: &mut [u8],
-    ip: &IpHeader,
-    (kind, code, rest): IcmpHeader,
-    about: &Quoted<'_>,
-    transport: &[u8],
-) {
-    message[..4].copy_from_slice(&[kind, code, 0, 0]);
-    message[4..8].copy_from_slice(&rest.to_be_bytes());
-    let quoted = IpHeader {
-        source: about.source,
-        destination: about.destination,
-        protocol: about.protocol,
-        tos: about.tos,
-        hop_limit: about.hop_limit,
-        ..*ip
-    };
-    let ip_bytes = quoted.bytes() - ETHERNET_BYTES;
-    quoted.write_ip(&mut message[ICMP_BYTES..], about.transport_len.max(transport.len()));
-    message[ICMP_BYTES + ip_bytes..].copy_from_slice(transport);
-    let sum = match ip.protocol {
-        protocol::ICMP => Sum::default(),
-        _ => ip.pseudo_header(message.len()),
-    };
-    let sum = sum.bytes(message).checksum();
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
+/// An error to be written.
+struct Message<'a> {
+    ip: IpHeader,
+    header: IcmpHeader,
+    about: &'a Quoted<'a>,
+    /// What is quoted behind the IP header.
+    transport: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// `mtu`: the largest that the link takes. The Ethernet addresses are the caller's to set.
+    fn new(about: &'a Quoted<'a>, error: HostError, source: IpAddr, mtu: usize) -> Self {
+        let is_v4 = about.source.is_ipv4();
+        let (size_max, ip_bytes, icmp) = if is_v4 {
+            (ERROR4_BYTES_MAX, 20, protocol::ICMP)
+        } else {
+            (ERROR6_BYTES_MAX, 40, protocol::ICMPV6)
+        };
+        let room = size_max.min(mtu).saturating_sub(2 * ip_bytes + ICMP_BYTES);
+        let ip = IpHeader {
+            source_mac: MacAddr::default(),
+            destination_mac: MacAddr::default(),
+            source,
+            destination: about.source,
+            protocol: icmp,
+            // Internetwork control, as RFC 1812 (4.3.2.5) asks for errors.
+            tos: if is_v4 { 0xc0 } else { 0 },
+            hop_limit: HOP_LIMIT,
+        };
+        let header = if is_v4 { icmp4_of_error(error) } else { icmp6_of_error(error) };
+        let transport = &about.transport[..about.transport.len().min(room)];
+        Self { ip, header, about, transport }
+    }
+
+    /// Bytes behind the IP header.
+    fn len(&self) -> usize {
+        ICMP_BYTES + self.ip.bytes() - ETHERNET_BYTES + self.transport.len()
+    }
+
+    /// Header, quoted IP header, quoted transport bytes.
+    fn write(&self, message: &mut [u8]) {
+        let (kind, code, rest) = self.header;
+        message[..4].copy_from_slice(&[kind, code, 0, 0]);
+        message[4..8].copy_from_slice(&rest.to_be_bytes());
+        let quoted = IpHeader {
+            source: self.about.source,
+            destination: self.about.destination,
+            protocol: self.about.protocol,
+            tos: self.about.tos,
+            hop_limit: self.about.hop_limit,
+            ..self.ip
+        };
+        let ip_bytes = quoted.bytes() - ETHERNET_BYTES;
+        let quoted_len = self.about.transport_len.max(self.transport.len());
+        quoted.write_ip(&mut message[ICMP_BYTES..], quoted_len);
+        message[ICMP_BYTES + ip_bytes..].copy_from_slice(self.transport);
+        let sum = match self.ip.protocol {
+            protocol::ICMP => Sum::default(),
+            _ => self.ip.pseudo_header(message.len()),
+        };
+        let sum = sum.bytes(message).checksum();
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ pub mod offload;
 
 mod parse;
 
-pub use parse::{ETHERNET_BYTES, EtherType, Fragment, Malformed, Packet, has_valid_header, parse};
+pub use parse::{
+    ETHERNET_BYTES, EtherType, Fragment, Malformed, Packet, has_valid_header, parse, parse_ip,
+};
 
 /// Protocol numbers (IANA).
 pub mod protocol {

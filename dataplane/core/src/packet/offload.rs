@@ -5,7 +5,8 @@
 //!
 //! [`cut`] allocates nothing and does not touch the frame. Every frame that comes out is told as two slices: its
 //! headers, made in a scratch buffer, and its payload, which still lies in the frame; a gather write puts them
-//! together. All of them have complete checksums.
+//! together. [`cut_in_place`] is for who wants them in one piece and has no further use for the frame, a tunnel: headers are
+//! laid in front of their payload, over the end of the segment before, which is done with. All have complete checksums.
 //!
 //! - *TCP*: sequence numbers and IPv4 identifications count on; FIN and PSH are the last segment's, CWR is the first
 //!   one's (RFC 3168, section 6.1.2). Segments are never larger than the MTU, whatever the frame asks for.
@@ -13,8 +14,10 @@
 //! - *Fragments*: IPv4 loses its don't-fragment bit, IPv6 gets a fragment header; the identification is the caller's,
 //!   who has to make it hard to guess (RFC 7739) and unlike the last.
 
+use core::ops::Range;
+
 use super::checksum::Sum;
-use super::{ETHERNET_BYTES, EtherType, Malformed, Packet, parse, protocol};
+use super::{ETHERNET_BYTES, EtherType, Malformed, Packet, parse, parse_ip, protocol};
 use crate::op::{Checksum, Gso, Offload};
 
 /// The longest headers: Ethernet, IPv4 with options or IPv6 with a fragment header, TCP with options.
@@ -70,14 +73,44 @@ pub fn cut(
         return whole(frame, offload.checksum, emit);
     }
     let Ok(EtherType::Ip(packet)) = parse(frame) else { return Err(Malformed) };
-    let cutter = Cutter::new(frame, packet, mtu, identification)?;
-    match offload.gso {
-        Gso::None => Ok(()),
-        Gso::Tcp4 { size } if packet.source.is_ipv4() => cutter.tcp(size, emit),
-        Gso::Tcp6 { size } if packet.source.is_ipv6() => cutter.tcp(size, emit),
-        Gso::Tcp4 { .. } | Gso::Tcp6 { .. } => Err(Malformed),
-        Gso::Udp { size } => cutter.udp(size, emit),
-        Gso::Fragment => cutter.fragment(offload.checksum, emit),
+    let cutter = Cutter::new(frame, ETHERNET_BYTES, packet, mtu, identification)?;
+    match cutter.plan(frame, offload.gso)? {
+        Plan::Segments(segments) => {
+            for index in 0..segments.count {
+                let (headers, payload) = cutter.segment(frame, &segments, index);
+                emit(headers.bytes(), &frame[payload]);
+            }
+            Ok(())
+        }
+        Plan::Datagrams(segments) => cutter.datagrams(frame, &segments, emit),
+        Plan::Fragments => cutter.fragment(frame, offload.checksum, emit),
+    }
+}
+
+/// Cuts an IP packet without an Ethernet header, which is used up, into packets with complete checksums, in order; sizes
+/// are as asked for. Packets that are not what `offload` says of them are refused, and nothing is emitted.
+pub fn cut_in_place(
+    packet: &mut [u8],
+    offload: Offload,
+    emit: &mut dyn FnMut(&[u8]),
+) -> Result<(), Malformed> {
+    if offload.gso == Gso::None {
+        complete_checksum(packet, &offload);
+        emit(packet);
+        return Ok(());
+    }
+    let cutter = Cutter::new(packet, 0, parse_ip(packet)?, u16::MAX, 0)?;
+    match cutter.plan(packet, offload.gso)? {
+        Plan::Segments(segments) | Plan::Datagrams(segments) => {
+            for index in 0..segments.count {
+                let (headers, payload) = cutter.segment(packet, &segments, index);
+                let start = payload.start - headers.len;
+                packet[start..payload.start].copy_from_slice(headers.bytes());
+                emit(&packet[start..payload.end]);
+            }
+            Ok(())
+        }
+        Plan::Fragments => Err(Malformed),
     }
 }
 
@@ -128,58 +161,80 @@ impl Headers {
     }
 }
 
-/// A frame to be cut.
-struct Cutter<'a> {
-    frame: &'a [u8],
+/// What becomes of a frame.
+enum Plan {
+    /// TCP.
+    Segments(Segments),
+    /// UDP: what is larger than the MTU is fragmented further.
+    Datagrams(Segments),
+    /// One datagram in fragments.
+    Fragments,
+}
+
+/// Pieces of equal size, the last one aside.
+struct Segments {
+    /// The first one's headers, as they are in the frame.
+    template: Headers,
+    /// Payload bytes of each.
+    size: usize,
+    /// How many.
+    count: usize,
+}
+
+/// A frame to be cut: what is known of it without holding it.
+struct Cutter {
     packet: Packet,
+    /// Where the IP header starts.
+    ip_start: usize,
     /// Where the transport header starts.
     ip_end: usize,
     mtu: usize,
     identification: u32,
 }
 
-impl<'a> Cutter<'a> {
+impl Cutter {
     /// Refuses what the core never makes: fragments of fragments, and extension headers.
     fn new(
-        frame: &'a [u8],
+        frame: &[u8],
+        ip_start: usize,
         packet: Packet,
         mtu: u16,
         identification: u32,
     ) -> Result<Self, Malformed> {
         let ip_end = packet.payload_start as usize;
-        let ip_bytes = match frame.get(ETHERNET_BYTES) {
+        let ip_bytes = match frame.get(ip_start) {
             Some(first) if packet.source.is_ipv4() => usize::from(first & 0xf) * 4,
             Some(_) => 40,
             None => return Err(Malformed),
         };
-        if packet.fragment.is_some() || ip_end != ETHERNET_BYTES + ip_bytes {
+        if packet.fragment.is_some() || ip_end != ip_start + ip_bytes {
             return Err(Malformed);
         }
-        Ok(Self { frame, packet, ip_end, mtu: usize::from(mtu), identification })
+        Ok(Self { packet, ip_start, ip_end, mtu: usize::from(mtu), identification })
     }
 
     /// Everything up to `end`, to be changed.
-    fn headers(&self, end: usize) -> Result<Headers, Malformed> {
+    fn headers(&self, frame: &[u8], end: usize) -> Result<Headers, Malformed> {
         if end > self.packet.payload_end as usize {
             return Err(Malformed);
         }
-        Headers::of(self.frame.get(..end).ok_or(Malformed)?)
+        Headers::of(frame.get(..end).ok_or(Malformed)?)
     }
 
-    fn payload_behind(&self, end: usize) -> &'a [u8] {
-        &self.frame[end..self.packet.payload_end as usize]
+    fn payload_behind(&self, end: usize) -> Range<usize> {
+        end..self.packet.payload_end as usize
     }
 
     /// Sets the IP header's length for `ip_payload` bytes behind it, and IPv4's checksum.
     fn set_length(&self, headers: &mut Headers, ip_payload: usize) {
         if self.packet.source.is_ipv6() {
-            return headers.put(ETHERNET_BYTES + 4, ip_payload as u16);
+            return headers.put(self.ip_start + 4, ip_payload as u16);
         }
-        let total = self.ip_end - ETHERNET_BYTES + ip_payload;
-        headers.put(ETHERNET_BYTES + 2, total as u16);
-        headers.put(ETHERNET_BYTES + 10, 0);
-        let sum = Sum::default().bytes(&headers.bytes[ETHERNET_BYTES..self.ip_end]).checksum();
-        headers.put(ETHERNET_BYTES + 10, sum);
+        let total = self.ip_end - self.ip_start + ip_payload;
+        headers.put(self.ip_start + 2, total as u16);
+        headers.put(self.ip_start + 10, 0);
+        let sum = Sum::default().bytes(&headers.bytes[self.ip_start..self.ip_end]).checksum();
+        headers.put(self.ip_start + 10, sum);
     }
 
     /// Sets the transport checksum at `at`.
@@ -193,36 +248,67 @@ impl<'a> Cutter<'a> {
         headers.put(at, not_zero(sum));
     }
 
-    fn tcp(&self, size: u16, emit: &mut Emit<'_>) -> Result<(), Malformed> {
-        let offset = *self.frame.get(self.ip_end + 12).ok_or(Malformed)?;
+    fn plan(&self, frame: &[u8], gso: Gso) -> Result<Plan, Malformed> {
+        match gso {
+            Gso::Tcp4 { size } if self.packet.source.is_ipv4() => self.tcp(frame, size),
+            Gso::Tcp6 { size } if self.packet.source.is_ipv6() => self.tcp(frame, size),
+            Gso::None | Gso::Tcp4 { .. } | Gso::Tcp6 { .. } => Err(Malformed),
+            Gso::Udp { size } => self.udp(frame, size),
+            Gso::Fragment => Ok(Plan::Fragments),
+        }
+    }
+
+    fn tcp(&self, frame: &[u8], size: u16) -> Result<Plan, Malformed> {
+        let offset = *frame.get(self.ip_end + 12).ok_or(Malformed)?;
         let tcp_bytes = usize::from(offset >> 4) * 4;
         let end = self.ip_end + tcp_bytes;
         if self.packet.protocol != protocol::TCP || tcp_bytes < 20 {
             return Err(Malformed);
         }
-        let template = self.headers(end)?;
-        let room = self.mtu.saturating_sub(end - ETHERNET_BYTES);
-        let size = usize::from(size).min(room);
+        let template = self.headers(frame, end)?;
+        let room = self.mtu.saturating_sub(end - self.ip_start);
+        Ok(Plan::Segments(self.segments(template, usize::from(size).min(room))?))
+    }
+
+    fn udp(&self, frame: &[u8], size: u16) -> Result<Plan, Malformed> {
+        if self.packet.protocol != protocol::UDP {
+            return Err(Malformed);
+        }
+        let template = self.headers(frame, self.ip_end + 8)?;
+        self.check_room(8)?;
+        Ok(Plan::Datagrams(self.segments(template, usize::from(size))?))
+    }
+
+    fn segments(&self, template: Headers, size: usize) -> Result<Segments, Malformed> {
         if size == 0 {
             return Err(Malformed);
         }
-        let payload = self.payload_behind(end);
-        let segments = payload.len().div_ceil(size).max(1);
-        for index in 0..segments {
-            let start = index * size;
-            let segment = &payload[start..payload.len().min(start + size)];
-            let mut headers = template;
-            self.set_segment(&mut headers, index, start, index + 1 == segments);
-            self.set_length(&mut headers, tcp_bytes + segment.len());
-            self.set_checksum(&mut headers, self.ip_end + 16, segment);
-            emit(headers.bytes(), segment);
-        }
-        Ok(())
+        let count = self.payload_behind(template.len).len().div_ceil(size).max(1);
+        Ok(Segments { template, size, count })
     }
 
-    /// Sets what counts on from segment to segment, and the flags that only one of them has.
+    /// One of them: its headers, complete, and where its payload lies.
+    fn segment(&self, frame: &[u8], segments: &Segments, index: usize) -> (Headers, Range<usize>) {
+        let mut headers = segments.template;
+        let all = self.payload_behind(headers.len);
+        let start = index * segments.size;
+        let payload = all.start + start..all.end.min(all.start + start + segments.size);
+        let transport_bytes = headers.len - self.ip_end + payload.len();
+        self.count_on(&mut headers, index);
+        self.set_length(&mut headers, transport_bytes);
+        let checksum_at = if self.packet.protocol == protocol::TCP {
+            self.set_segment(&mut headers, index, start, index + 1 == segments.count);
+            16
+        } else {
+            headers.put(self.ip_end + 4, transport_bytes as u16);
+            6
+        };
+        self.set_checksum(&mut headers, self.ip_end + checksum_at, &frame[payload.clone()]);
+        (headers, payload)
+    }
+
+    /// TCP: sets what counts on from segment to segment, and the flags that only one of them has.
     fn set_segment(&self, headers: &mut Headers, index: usize, start: usize, is_last: bool) {
-        self.count_on(headers, index);
         let at = self.ip_end + 4;
         let sequence = &mut headers.bytes[at..at + 4];
         let first = u32::from_be_bytes([sequence[0], sequence[1], sequence[2], sequence[3]]);
@@ -239,47 +325,45 @@ impl<'a> Cutter<'a> {
     /// IPv4: a different identification for each.
     fn count_on(&self, headers: &mut Headers, index: usize) {
         if self.packet.source.is_ipv4() {
-            let at = ETHERNET_BYTES + 4;
+            let at = self.ip_start + 4;
             headers.put(at, headers.word(at).wrapping_add(index as u16));
         }
     }
 
-    fn udp(&self, size: u16, emit: &mut Emit<'_>) -> Result<(), Malformed> {
-        let end = self.ip_end + 8;
-        let size = usize::from(size);
-        if self.packet.protocol != protocol::UDP || size == 0 {
-            return Err(Malformed);
-        }
-        let template = self.headers(end)?;
-        self.check_room(8)?;
-        let payload = self.payload_behind(end);
-        for index in 0..payload.len().div_ceil(size).max(1) {
-            let datagram = &payload[index * size..payload.len().min((index + 1) * size)];
-            let mut headers = template;
-            self.count_on(&mut headers, index);
-            self.set_length(&mut headers, 8 + datagram.len());
-            headers.put(self.ip_end + 4, 8 + datagram.len() as u16);
-            self.set_checksum(&mut headers, self.ip_end + 6, datagram);
+    fn datagrams(
+        &self,
+        frame: &[u8],
+        segments: &Segments,
+        emit: &mut Emit<'_>,
+    ) -> Result<(), Malformed> {
+        for index in 0..segments.count {
+            let (headers, payload) = self.segment(frame, segments, index);
             let identification = self.identification.wrapping_add(index as u32);
-            self.fragments(&headers, datagram, identification, emit)?;
+            self.fragments(&headers, &frame[payload], identification, emit)?;
         }
         Ok(())
     }
 
-    fn fragment(&self, checksum: Checksum, emit: &mut Emit<'_>) -> Result<(), Malformed> {
+    fn fragment(
+        &self,
+        frame: &[u8],
+        checksum: Checksum,
+        emit: &mut Emit<'_>,
+    ) -> Result<(), Malformed> {
         // Headers reach as far as the checksum, which is to be changed.
-        let packet = &self.frame[..self.packet.payload_end as usize];
+        let packet = &frame[..self.packet.payload_end as usize];
         let headers = match open_checksum(packet, checksum) {
             Some((at, _)) if at < self.ip_end => return Err(Malformed),
             Some((at, sum)) => {
-                let mut headers = self.headers(at + 2)?;
+                let mut headers = self.headers(frame, at + 2)?;
                 headers.put(at, sum);
                 headers
             }
-            None => self.headers(self.ip_end)?,
+            None => self.headers(frame, self.ip_end)?,
         };
         self.check_room(headers.len - self.ip_end)?;
-        self.fragments(&headers, self.payload_behind(headers.len), self.identification, emit)
+        let payload = &frame[self.payload_behind(headers.len)];
+        self.fragments(&headers, payload, self.identification, emit)
     }
 
     /// Whether a first fragment takes a transport header of `transport_bytes`, and all take something.
@@ -293,7 +377,7 @@ impl<'a> Cutter<'a> {
     /// Bytes of IP payload in every fragment but the last.
     fn fragment_bytes(&self) -> usize {
         let extension = if self.packet.source.is_ipv6() { FRAGMENT_HEADER_BYTES } else { 0 };
-        let room = self.mtu.saturating_sub(self.ip_end - ETHERNET_BYTES + extension);
+        let room = self.mtu.saturating_sub(self.ip_end - self.ip_start + extension);
         room / FRAGMENT_UNIT * FRAGMENT_UNIT
     }
 
@@ -305,7 +389,7 @@ impl<'a> Cutter<'a> {
         identification: u32,
         emit: &mut Emit<'_>,
     ) -> Result<(), Malformed> {
-        if headers.len - ETHERNET_BYTES + payload.len() <= self.mtu {
+        if headers.len - self.ip_start + payload.len() <= self.mtu {
             emit(headers.bytes(), payload);
             return Ok(());
         }
@@ -340,13 +424,13 @@ impl<'a> Cutter<'a> {
         // `start` is a multiple of 8: IPv6's field is the byte offset with flags in its low bits.
         let units = (start / FRAGMENT_UNIT) as u16;
         if self.packet.source.is_ipv4() {
-            headers.put(ETHERNET_BYTES + 4, identification as u16);
+            headers.put(self.ip_start + 4, identification as u16);
             let more = if is_last { 0 } else { MORE_FRAGMENTS };
-            headers.put(ETHERNET_BYTES + 6, units | more);
+            headers.put(self.ip_start + 6, units | more);
             self.set_length(headers, len);
             return Ok(());
         }
-        headers.bytes[ETHERNET_BYTES + 6] = FRAGMENT_PROTOCOL;
+        headers.bytes[self.ip_start + 6] = FRAGMENT_PROTOCOL;
         self.set_length(headers, FRAGMENT_HEADER_BYTES + len);
         let mut extension = [0; FRAGMENT_HEADER_BYTES];
         extension[0] = self.packet.protocol;

@@ -104,10 +104,17 @@ pub fn parse(frame: &[u8]) -> Result<EtherType, Malformed> {
             if is_v4 != ip.source_addr().is_ipv4() {
                 return Err(Malformed);
             }
-            packet(frame, source_mac, destination_mac, &ip).map(EtherType::Ip)
+            packet(frame, ETHERNET_BYTES, &ip)
+                .map(|packet| EtherType::Ip(Packet { source_mac, destination_mac, ..packet }))
         }
         _ => Ok(EtherType::Other),
     }
+}
+
+/// Parses a packet of a link without Ethernet as far as the IP payload. Its Ethernet addresses are zero.
+pub fn parse_ip(bytes: &[u8]) -> Result<Packet, Malformed> {
+    let ip = IpSlice::from_slice(bytes).map_err(|_| Malformed)?;
+    packet(bytes, 0, &ip)
 }
 
 /// Whether the IPv4 header's checksum is right; IPv6 has none.
@@ -122,22 +129,16 @@ pub fn has_valid_header(packet: &Packet, frame: &[u8]) -> bool {
         .is_some_and(|header| Sum::default().bytes(header).folded() == 0xffff)
 }
 
-fn packet(
-    frame: &[u8],
-    source_mac: MacAddr,
-    destination_mac: MacAddr,
-    ip: &IpSlice<'_>,
-) -> Result<Packet, Malformed> {
+/// What is in an IP packet whose header starts at `ip_start` of the frame.
+fn packet(frame: &[u8], ip_start: usize, ip: &IpSlice<'_>) -> Result<Packet, Malformed> {
     let payload = ip.payload();
     // The payload is a part of the frame: its distance from the start follows from the lengths.
     let payload_start = match ip {
         IpSlice::Ipv4(v4) => {
             let extensions = v4.extensions().auth.as_ref().map_or(0, |a| a.slice().len());
-            ETHERNET_BYTES + v4.header().slice().len() + extensions
+            ip_start + v4.header().slice().len() + extensions
         }
-        IpSlice::Ipv6(v6) => {
-            ETHERNET_BYTES + v6.header().slice().len() + v6.extensions().slice().len()
-        }
+        IpSlice::Ipv6(v6) => ip_start + v6.header().slice().len() + v6.extensions().slice().len(),
     };
     let payload_end = payload_start + payload.payload.len();
     if payload_end > frame.len() {
@@ -151,8 +152,8 @@ fn packet(
         IpSlice::Ipv6(v6) => (v6.header().traffic_class(), v6.header().hop_limit(), true),
     };
     Ok(Packet {
-        source_mac,
-        destination_mac,
+        source_mac: MacAddr::default(),
+        destination_mac: MacAddr::default(),
         source: ip.source_addr(),
         destination: ip.destination_addr(),
         protocol: payload.ip_number.0,

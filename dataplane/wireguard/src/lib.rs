@@ -4,7 +4,9 @@
 pub mod conf;
 pub mod config;
 pub mod key;
+pub mod tunnel;
 pub mod uapi;
 
 pub use config::{Config, Endpoint, Interface, Peer, Table};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
+pub use tunnel::Tunnel;

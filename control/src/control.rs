@@ -18,10 +18,11 @@ use usernet_core::rules::{Access, HostLoopback};
 use usernet_core::{Config, Counter, Rules};
 use usernet_driver::namespace::{EndReason, NamespaceEnd};
 use usernet_driver::{Gone, Handle, Install, InstallError};
+use usernet_wireguard::Interface;
 
 use crate::api::message::{
     ApiError, Call, ErrorCode, FlowEntry, FlowParams, Flows, Forwarded, Forwards, Network, Status,
-    Usage, Worker,
+    TunnelStatus, Usage, Worker,
 };
 use crate::api::protocol::Outcome;
 use crate::api::server::Server;
@@ -31,6 +32,7 @@ use crate::keeper::{Keeper, News};
 use crate::logging::Warnings;
 use crate::sandbox::Report;
 use crate::spec::Spec;
+use crate::wireguard::Tunnel;
 
 /// Why the daemon is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +68,8 @@ pub(crate) struct Facts {
     pub(crate) warnings: Warnings,
     /// What was given up after the set-up.
     pub(crate) sandbox: Report,
+    /// Tunnels, as their files described them.
+    pub(crate) tunnels: Vec<Tunnel>,
     /// When the network was there.
     pub(crate) ready: Instant,
 }
@@ -301,7 +305,7 @@ impl Control {
     fn status(&self) -> Result<Status, ApiError> {
         let workers = self.handle.workers()?;
         let now = usernet_driver::Status::sum(&workers).ok_or(Gone)?;
-        let Facts { netns, tap, config, access, warnings, sandbox, ready, .. } = &self.facts;
+        let Facts { netns, tap, config, access, warnings, sandbox, tunnels, ready } = &self.facts;
         Ok(Status {
             usernetd: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -319,6 +323,7 @@ impl Control {
             workers: workers.iter().map(worker).collect(),
             warnings: warnings.lines(),
             sandbox: sandbox.clone(),
+            tunnels: tunnels.iter().map(tunnel).collect(),
             counters: now.counters.iter().map(|&(name, n)| (name.to_owned(), n)).collect(),
         })
     }
@@ -356,6 +361,16 @@ fn worker(now: &usernet_driver::Status) -> Worker {
         frames_from_guest: counted(Counter::FramesFromGuest),
         frames_to_guest: counted(Counter::FramesToGuest),
         handed_over: counted(Counter::HandedOver),
+    }
+}
+
+fn tunnel(tunnel: &Tunnel) -> TunnelStatus {
+    let Interface { addresses, dns, search, .. } = &tunnel.config.interface;
+    TunnelStatus {
+        name: tunnel.name.clone(),
+        addresses: addresses.iter().map(ToString::to_string).collect(),
+        dns: dns.clone(),
+        search: search.clone(),
     }
 }
 

@@ -57,6 +57,7 @@ use crate::plan::{Link, LogFile, LogFormat, MTU_MAX, Namespace, Plan, Resolvers}
 use crate::program::{Program, Setting};
 use crate::resolv::{RESOLV_CONF, ResolvConf};
 use crate::sandbox::{Entered, SandboxError};
+use crate::wireguard::{Tunnel, resolve_endpoints};
 use crate::{host, inherited, logging, sandbox};
 
 /// Packets that may wait in the TAP to be read. The default of 1000 overflows when the guest sends small packets
@@ -95,6 +96,14 @@ pub enum DaemonError {
     /// The namespace.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// A host name of a tunnel's.
+    #[error("{tunnel}: {what}")]
+    Endpoint {
+        /// The tunnel.
+        tunnel: String,
+        /// What does not lead anywhere, and why.
+        what: String,
+    },
     /// The forwards.
     #[error(transparent)]
     Forward(#[from] ForwardError),
@@ -153,6 +162,7 @@ impl DaemonError {
             )
             | Self::Descriptor { .. }
             | Self::File { .. }
+            | Self::Endpoint { .. }
             | Self::Forward(_)
             | Self::Socket(_)
             | Self::Link(_)
@@ -230,6 +240,7 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
         Link::Tap(fd) => claim("the device's descriptor", Some(fd))?,
         Link::Namespace(_) | Link::Socket(_) => None,
     };
+    let plan = &located(plan)?;
     let log_file = plan.log_file.as_ref().map(open_log).transpose()?;
     let told = logging::start(plan.log, log_file);
     let released = plan.lets_go_of_caller.then(open_null).transpose()?;
@@ -255,6 +266,16 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     let readiness = Readiness { ready, announcement, tap, released, started };
     let entered = sandbox::enter(plan.sandbox)?;
     serve(entered, runtime, control, first, readiness)
+}
+
+/// The plan with addresses in the place of its tunnels' host names.
+fn located(plan: &Plan) -> Result<Plan, DaemonError> {
+    let mut plan = plan.clone();
+    for Tunnel { name, config } in &mut plan.tunnels {
+        resolve_endpoints(config)
+            .map_err(|what| DaemonError::Endpoint { tunnel: name.clone(), what })?;
+    }
+    Ok(plan)
 }
 
 /// Makes, or waits for, what carries the guest's frames. The `Cause`: what ended the waiting. `device` is the one
@@ -306,7 +327,9 @@ fn prepare(
     guest: GuestSide,
     given: Given,
 ) -> Result<Prepared<impl FnOnce(Handle) -> Control + use<>>, DaemonError> {
-    let GuestSide { link, sockets, listeners, ports, ended, name, mut warnings } = guest;
+    let GuestSide { link, sockets, listeners, ports, ended, name, warnings: of_guest } = guest;
+    let mut warnings = plan.warnings.clone();
+    warnings.extend(of_guest);
     let mut forwards = ForwardTable::new(listeners);
     let first = first_forwards(plan, &mut forwards)?;
     let follower =
@@ -341,6 +364,7 @@ fn prepare(
         access: plan.access.clone(),
         warnings: told,
         sandbox: sandbox::Report::default(),
+        tunnels: plan.tunnels.clone(),
         ready: Instant::now(),
     };
     let data_path = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
 use usernet_core::Config;
-use usernet_core::rules::{OwnNetwork, Prefix};
+use usernet_core::rules::{OwnNetwork, PlainPath, Prefix};
 
 use crate::networks;
 use crate::plan::Plan;
@@ -13,12 +13,13 @@ use crate::program::Setting;
 /// One line for each thing that is missing: what, what it costs, what mends it.
 pub(crate) fn shortcomings(plan: &Plan, config: &Config) -> Vec<String> {
     let mut told = Vec::new();
-    if config.net4.is_some() && !has_route("192.0.2.1:9") {
+    let needs_route = plan.access.plain_path == PlainPath::Everything;
+    if needs_route && config.net4.is_some() && !has_route("192.0.2.1:9") {
         told.push(
             "this host has no IPv4 route to the internet: the guest has none either".to_owned(),
         );
     }
-    if config.net6.is_some() && !has_route("[2001:db8::1]:9") {
+    if needs_route && config.net6.is_some() && !has_route("[2001:db8::1]:9") {
         told.push(
             "this host has no IPv6 route to the internet: the guest has none either".to_owned(),
         );

@@ -11,6 +11,7 @@
 //! | [`sandbox`] | what the daemon gives up when it is set up |
 //! | [`networks`] | the guest's networks and addresses |
 //! | [`spec`] | forwards as text |
+//! | [`wireguard`] | tunnels: their files, and what they mean for the rest |
 //! | [`forwards`] | the forwards in force |
 //! | [`api`] | the control socket: shapes and client |
 
@@ -27,6 +28,7 @@ pub mod program;
 pub mod sandbox;
 pub mod slirp4netns;
 pub mod spec;
+pub mod wireguard;
 
 mod announcement;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The command line of `usernetd`.
 
 use std::ffi::OsString;
+use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -9,9 +10,10 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
+use ipnet::IpNet;
 use tracing::Level;
 use usernet_core::config::{Announced, MacAddr, Protocols, Services, Timeouts};
-use usernet_core::rules::{Access, HostLoopback};
+use usernet_core::rules::{Access, HostLoopback, Prefix};
 use usernet_driver::namespace::Target;
 use usernet_driver::{BUSY_POLL, BackendChoice, Outbound};
 
@@ -22,6 +24,7 @@ use crate::plan::{
 use crate::program::Program;
 use crate::sandbox::Policy;
 use crate::spec::{PortRange, Spec};
+use crate::wireguard::{TunnelFile, Wanted};
 
 /// The smallest MTU: what every IPv4 host must take (RFC 791).
 const MTU_MIN: i64 = 576;
@@ -51,6 +54,9 @@ Examples:
 
   The database on this host's loopback, as localhost:5432 in the namespace:
       usernetd --netns 4242 --outward 5432
+
+  Everything by a WireGuard tunnel, nothing when that is down, this host's network excepted:
+      usernetd --netns 4242 --wireguard wg0.conf --wireguard-split 192.168.0.0/16
 
   Controlled while it runs, ended with the program that holds the other end of descriptor 5:
       usernetd --netns 4242 --api-socket /run/user/1000/net.sock --exit-fd 5
@@ -153,6 +159,22 @@ pub struct Options {
     #[arg(long, value_name = "auto|COUNT", default_value = "auto", value_parser = workers)]
     pub workers: Workers,
 
+    /// A WireGuard tunnel in the namespace, as a file of wg-quick describes it and is called; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub wireguard: Vec<TunnelFile>,
+
+    /// Networks outside of the tunnels, by the plain path: 192.0.2.0/24,2001:db8::/32
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network)]
+    pub wireguard_split: Vec<Prefix>,
+
+    /// Listen for `wg` on the unix socket NAME.sock of each tunnel in this directory
+    #[arg(long, value_name = "DIR", requires = "wireguard")]
+    pub wireguard_api: Option<PathBuf>,
+
+    /// No plain path: the guest reaches nothing but by its tunnels
+    #[arg(long)]
+    pub isolated: bool,
+
     /// Listen for control requests on this unix socket; without it there is none
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
@@ -207,8 +229,25 @@ impl Options {
         }
     }
 
-    /// What they come to. Options that were not given have their defaults in it.
+    /// What they come to, if they are [checked](Self::checked). Options that were not given have their defaults in it.
     pub fn plan(self) -> Plan {
+        self.planned()
+            .expect("whether the tunnels can be was found out when the options were checked")
+    }
+
+    fn planned(mut self) -> Result<Plan, String> {
+        let tunnels = Wanted {
+            files: mem::take(&mut self.wireguard),
+            split: mem::take(&mut self.wireguard_split),
+            api: self.wireguard_api.take(),
+            is_isolated: self.isolated,
+        };
+        let mut plan = self.plan_without_tunnels();
+        tunnels.apply(&mut plan)?;
+        Ok(plan)
+    }
+
+    fn plan_without_tunnels(self) -> Plan {
         let net4 = self.cidr.unwrap_or_default().net();
         let net6 = (!self.no_ipv6).then(|| self.cidr6.unwrap_or_default().net());
         let format = self.log_format.format();
@@ -263,6 +302,9 @@ impl Options {
             lets_go_of_caller: false,
             run_as: None,
             outlives_namespace: false,
+            tunnels: Vec::new(),
+            tunnel_api: None,
+            warnings: Vec::new(),
         }
     }
 
@@ -285,6 +327,14 @@ impl Options {
         let net = self.cidr.unwrap_or_default().net();
         if self.mac.is_some_and(|mac| mac == stable_mac(net.gateway)) {
             return Some("--mac is the address that the gateway has".to_owned());
+        }
+        if !self.wireguard_split.is_empty() && self.wireguard.is_empty() && !self.isolated {
+            return Some(
+                "--wireguard-split is for tunnels: add --wireguard or --isolated".to_owned(),
+            );
+        }
+        if let Err(what) = self.clone().planned() {
+            return Some(format!("--wireguard: {what}"));
         }
         let count =
             |is: fn(&OutboundOption) -> bool| self.outbound.iter().filter(|o| is(o)).count();
@@ -463,6 +513,13 @@ impl LogFormatOption {
             Self::Json => LogFormat::Json,
         }
     }
+}
+
+/// A network; without a length an address.
+fn network(text: &str) -> Result<Prefix, String> {
+    let net = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    let net = net.ok_or("write ADDRESS/LENGTH, as in 192.0.2.0/24 or 2001:db8::/32")?.trunc();
+    Ok(Prefix { address: net.addr(), len: net.prefix_len() })
 }
 
 fn outbound(options: Vec<OutboundOption>) -> Outbound {
@@ -646,6 +703,10 @@ mod tests {
             ("--netns 1 --ready-fd 5 --exit-fd 5", "same descriptor"),
             ("--netns 1 --tap-name 0123456789abcdef", "interface name"),
             ("--netns 1 --log-level loud", "warn"),
+            ("--netns 1 --wireguard /nonexistent/wg0.conf", "cannot read /nonexistent/wg0.conf"),
+            ("--netns 1 --wireguard-split 192.0.2.0/24", "add --wireguard or --isolated"),
+            ("--netns 1 --isolated --wireguard-split 192.0.2.0/33", "ADDRESS/LENGTH"),
+            ("--netns 1 --wireguard-api /run/x", "--wireguard"),
         ] {
             let error = parse(line).expect_err(line);
             assert!(error.contains(told), "{line}: {error}");

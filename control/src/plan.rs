@@ -23,6 +23,7 @@ use crate::program::Program;
 use crate::sandbox::Policy;
 use crate::slirp4netns::api::Guest;
 use crate::spec::Spec;
+use crate::wireguard::Tunnel;
 
 /// The largest MTU: 65,535 bytes with their Ethernet header, as for other TAP users.
 pub const MTU_MAX: u16 = 65_521;
@@ -94,6 +95,12 @@ pub struct Plan {
     pub run_as: Option<(Uid, Gid)>,
     /// Whether the daemon goes on when the namespace has no name any more.
     pub outlives_namespace: bool,
+    /// Tunnels of the guest's namespace.
+    pub tunnels: Vec<Tunnel>,
+    /// The directory of the tunnels' userspace API sockets; none: there are none.
+    pub tunnel_api: Option<PathBuf>,
+    /// What was noticed while the plan was made.
+    pub warnings: Vec<String>,
 }
 
 /// What carries the guest's frames.

@@ -296,8 +296,24 @@ pub struct Status {
     /// What it has given up.
     #[serde(default)]
     pub sandbox: Report,
+    /// Its tunnels.
+    #[serde(default)]
+    pub tunnels: Vec<TunnelStatus>,
     /// Counters by name, one per outcome, since the start.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// A WireGuard tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelStatus {
+    /// The device's name in the namespace.
+    pub name: String,
+    /// The device's addresses, with their prefix lengths.
+    pub addresses: Vec<String>,
+    /// The resolvers that the guest has by it.
+    pub dns: Vec<IpAddr>,
+    /// Where the guest looks for names without a dot.
+    pub search: Vec<String>,
 }
 
 /// What is in use at one moment.

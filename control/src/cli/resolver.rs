@@ -24,6 +24,9 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 /// More than this is not read of the host's file.
 const HOST_FILE_BYTES_MAX: u64 = 64 << 10;
 
+/// `MAXNS` of the C libraries.
+const SERVERS_MAX: usize = 3;
+
 /// Where the old /etc lies when it had to be replaced.
 const OLD_ETC: &str = ".usernet-host-etc";
 
@@ -59,6 +62,27 @@ pub(crate) fn text(host: &str, servers: impl IntoIterator<Item = IpAddr>) -> Str
             text.push_str(line);
             text.push('\n');
         }
+    }
+    text
+}
+
+/// The file for inside where tunnels have resolvers: nobody else's, and where names without a dot are looked for neither.
+pub(crate) fn text_of_tunnels(
+    host: &str,
+    servers: impl IntoIterator<Item = IpAddr>,
+    search: &[String],
+) -> String {
+    let mut text = String::from("# Made by usernet: DNS goes through tunnels.\n");
+    // More are not read (resolv.conf(5)).
+    for server in servers.into_iter().take(SERVERS_MAX) {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    if !search.is_empty() {
+        text.push_str(&format!("search {}\n", search.join(" ")));
+    }
+    for line in host.lines().map(str::trim).filter(|line| line.starts_with("options")) {
+        text.push_str(line);
+        text.push('\n');
     }
     text
 }
@@ -117,6 +141,18 @@ mod tests {
         let text =
             "#nameserver 1.1.1.1\nnameserver 9.9.9.9\n nameserver fe80::1%eth0 \nnameserver x\n";
         assert_eq!(servers(text), ["9.9.9.9", "fe80::1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+    }
+
+    #[test]
+    fn with_a_tunnel_only_the_hosts_options_are_kept() {
+        let host = "nameserver 127.0.0.53\nsearch corp.example\noptions edns0\n";
+        let servers = ["10.64.0.1", "fd00:64::1", "10.64.0.2", "10.64.0.3"];
+        let servers = servers.map(|ip| ip.parse().unwrap());
+        assert_eq!(
+            text_of_tunnels(host, servers, &["a.example".to_owned(), "b.example".to_owned()]),
+            "# Made by usernet: DNS goes through tunnels.\nnameserver 10.64.0.1\n\
+             nameserver fd00:64::1\nnameserver 10.64.0.2\nsearch a.example b.example\noptions edns0\n"
+        );
     }
 
     #[test]

@@ -209,9 +209,16 @@ pub(crate) fn fill_resolv_conf(claim: &Claim) -> Result<(), Error> {
     let status = Client::connect(claim.api_socket())
         .and_then(|mut client| client.status())
         .map_err(|error| Error::Api { name: claim.name.clone(), message: error.to_string() })?;
-    let networks = [status.ipv4, status.ipv6];
-    let servers = networks.into_iter().flatten().filter_map(|network| network.dns);
-    claim.write("resolv.conf", &resolver::text(&resolver::host_text(), servers)).map(drop)
+    let host = resolver::host_text();
+    let of_tunnels = || status.tunnels.iter().flat_map(|tunnel| tunnel.dns.iter().copied());
+    let text = if of_tunnels().next().is_some() {
+        let search = status.tunnels.iter().flat_map(|tunnel| tunnel.search.clone());
+        resolver::text_of_tunnels(&host, of_tunnels(), &search.collect::<Vec<_>>())
+    } else {
+        let networks = [status.ipv4, status.ipv6];
+        resolver::text(&host, networks.into_iter().flatten().filter_map(|network| network.dns))
+    };
+    claim.write("resolv.conf", &text).map(drop)
 }
 
 /// Waits until the child has become the command: its end of the line closes by that. A signal that

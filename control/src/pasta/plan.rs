@@ -69,6 +69,9 @@ pub(super) fn plan(options: Options, target: Target) -> Result<Planned, OptionsE
         lets_go_of_caller: false,
         run_as: options.run_as,
         outlives_namespace: line.no_netns_quit,
+        tunnels: Vec::new(),
+        tunnel_api: None,
+        warnings: Vec::new(),
     };
     Ok(Planned { plan, told })
 }

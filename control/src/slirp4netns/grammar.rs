@@ -266,6 +266,9 @@ impl Line {
             lets_go_of_caller: false,
             run_as: None,
             outlives_namespace: false,
+            tunnels: Vec::new(),
+            tunnel_api: None,
+            warnings: Vec::new(),
         };
         let announcement =
             Announcement::TapAnd(summary(&plan, guest_mac, self.disable_host_loopback));

@@ -14,7 +14,8 @@
 //! 5. if the guest's network is its own ([`OwnNetwork::Unreachable`]): the DNS addresses, other ports: refused;
 //!    and the rest of it: unreachable, nobody else lives there;
 //! 6. loopback, unspecified, multicast, broadcast and link-local destinations: dropped;
-//! 7. anything else: itself.
+//! 7. unless everything is reached ([`PlainPath`]): the networks that are, themselves; all others, unreachable;
+//! 8. anything else: itself.
 //!
 //! [`Access`] has what is to be decided of this; its default is a guest in a network of its own.
 
@@ -77,6 +78,16 @@ pub enum OwnNetwork {
     Reached,
 }
 
+/// What the guest reaches by the link beside our own services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PlainPath {
+    /// Whatever the host reaches.
+    #[default]
+    Everything,
+    /// Nothing but these networks: all else is for the guest's tunnels, and unreachable when they are down.
+    Only(Vec<Prefix>),
+}
+
 /// Where a client on the host's loopback that comes by a TCP forward gets to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LoopbackClients {
@@ -117,6 +128,8 @@ pub struct Access {
     pub own_network: OwnNetwork,
     /// Where loopback clients of forwards get to.
     pub loopback_clients: LoopbackClients,
+    /// What of the world the guest reaches.
+    pub plain_path: PlainPath,
 }
 
 impl Access {
@@ -194,6 +207,8 @@ pub enum Target {
 /// What a [`Translation`] does with what it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Lets it go where it goes.
+    Pass,
     /// Replaces the address, keeps the port.
     Map(IpAddr),
     /// See [`Target::Resolver`].
@@ -294,6 +309,13 @@ impl Rules {
         for to in never_reached() {
             add(&mut translations, to, ANY_PORT, Action::Drop);
         }
+        if let PlainPath::Only(networks) = &access.plain_path {
+            let reached = networks.iter().map(|&to| (to, Action::Pass));
+            let others = everywhere().map(|to| (to, Action::NetUnreachable));
+            for (to, action) in reached.chain(others) {
+                add(&mut translations, to, ANY_PORT, action);
+            }
+        }
         let view = View::new(config, access);
         Arc::new(Self { translations, forwards, outward: Vec::new(), resolvers, view })
     }
@@ -312,7 +334,7 @@ impl Rules {
         let mut rules = networks.flat_map(|t| &t.ports);
         let found = rules.find(|((first, last), _)| (*first..=*last).contains(&port));
         match found.map(|&(_, action)| action) {
-            None => Target::Address(to),
+            None | Some(Action::Pass) => Target::Address(to),
             Some(Action::Map(ip)) => Target::Address(SocketAddr::new(ip, port)),
             Some(Action::Resolver) => Target::Resolver,
             Some(Action::Refuse) => Target::Refuse,
@@ -426,6 +448,12 @@ fn never_reached() -> [Prefix; 9] {
         v6(0xfe80, 0, 10),
         Prefix { address: Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().into(), len: 96 },
     ]
+}
+
+/// All addresses there are.
+fn everywhere() -> [Prefix; 2] {
+    [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]
+        .map(|address| Prefix { address, len: 0 })
 }
 
 /// The loopback address of the same family.
@@ -590,6 +618,34 @@ mod tests {
                 ("[2001:db8::1]:80", Target::Address(at("[2001:db8::1]:80"))),
             ],
         );
+    }
+
+    #[test]
+    fn of_a_guest_whose_way_out_is_a_tunnel_only_named_networks_are_reached_by_the_link() {
+        let config = Config::example();
+        let split = Prefix { address: ip("192.0.2.0"), len: 28 };
+        let access = Access {
+            plain_path: PlainPath::Only(vec![split]),
+            ..Access::new(&config, HostLoopback::Ports(vec![(80, 80)]))
+        };
+        let rules = Rules::new(&config, &access, vec![], vec![]);
+        assert_targets(
+            &rules,
+            &[
+                ("192.0.2.1:443", Target::Address(at("192.0.2.1:443"))),
+                ("192.0.2.16:443", Target::NetUnreachable),
+                ("9.9.9.9:53", Target::NetUnreachable),
+                ("[2001:db8::1]:443", Target::NetUnreachable),
+                ("[fe80::1]:80", Target::Drop),
+                ("10.0.2.2:80", Target::Address(at("127.0.0.1:80"))),
+                ("10.0.2.3:853", Target::Refuse),
+                ("10.0.2.77:80", Target::Unreachable),
+            ],
+        );
+        let (config, access) = on_the_hosts_network();
+        let access = Access { plain_path: PlainPath::Only(Vec::new()), ..access };
+        let rules = Rules::new(&config, &access, vec![], vec![]);
+        assert_eq!(rules.target(at("192.168.1.1:80")), Target::NetUnreachable, "a neighbour");
     }
 
     #[test]

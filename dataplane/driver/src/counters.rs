@@ -59,6 +59,8 @@ counters! {
     TapStarved = "driver_tap_starved",
     /// Sends that found the socket full and waited.
     SendsParked = "driver_sends_parked",
+    /// Waiting sends that went on before the kernel told of room.
+    SendsRetried = "driver_sends_retried",
     /// Peeks that waited for a free buffer.
     PeeksParked = "driver_peeks_parked",
     /// Datagrams that the socket's buffer had no room for.

@@ -36,6 +36,7 @@ use crate::handover::Post;
 use crate::listen::{Accepted, Listener};
 use crate::locals::Locals;
 use crate::mailbox::{InstallError, NewListener, Status};
+use crate::retry::Retries;
 use crate::runtime::Ended;
 use crate::setup::{DriverError, LinkKind, NamespaceSockets, Outbound};
 use crate::splice::Pipes;
@@ -148,6 +149,8 @@ pub(crate) struct Engine<B> {
     pub(crate) unsettled: Vec<SocketId>,
     /// Peeks that wait for a lease, oldest first.
     pub(crate) peeks_waiting: Vec<(SocketId, PeekRequest)>,
+    /// Sends that wait for room.
+    pub(crate) retries: Retries,
     /// Listeners that wait for a descriptor.
     pub(crate) listeners_waiting: Vec<SocketId>,
     /// When those are tried again.
@@ -203,6 +206,7 @@ impl<B: Backend> Engine<B> {
             again_now: Vec::new(),
             unsettled: Vec::new(),
             peeks_waiting: Vec::new(),
+            retries: Retries::default(),
             listeners_waiting: Vec::new(),
             accept_again_at: None,
             trim_at: None,
@@ -306,7 +310,8 @@ impl<B: Backend> Engine<B> {
             return Some(Duration::ZERO);
         }
         let deadline = self.shard.next_deadline().map(|(at, _)| at);
-        let next = [deadline, self.trim_at, self.accept_again_at].into_iter().flatten().min()?;
+        let own = [self.trim_at, self.accept_again_at, self.retries.at()];
+        let next = own.into_iter().chain([deadline]).flatten().min()?;
         Some(next.since(clock()))
     }
 
@@ -397,6 +402,7 @@ impl<B: Backend> Engine<B> {
             self.tell(Input::Tick);
             self.run_ops();
         }
+        self.retry();
         if self.accept_again_at.is_some_and(|at| at <= self.now) {
             self.accept_again_at = None;
             for listener in std::mem::take(&mut self.listeners_waiting) {

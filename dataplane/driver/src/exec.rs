@@ -186,6 +186,7 @@ impl<B: Backend> Engine<B> {
                 assert!(parked.run.is_empty(), "one send is outstanding per socket");
                 parked.run.extend_from_slice(&self.run);
                 self.count(Counter::SendsParked);
+                self.retry_later(socket);
             }
             Err(error) => self.on_send_failed(socket, &error),
         }
@@ -208,12 +209,12 @@ impl<B: Backend> Engine<B> {
         self.tell(Input::Sent { socket, bytes: bytes as u32 });
     }
 
-    /// The socket has room again: what waits is sent.
-    pub(crate) fn send_parked(&mut self, socket: SocketId) {
-        let Some(stream) = self.table.stream(socket) else { return };
-        let Some(parked) = &mut stream.parked else { return };
+    /// The socket may have room again: what waits is sent. Gives the number of bytes.
+    pub(crate) fn send_parked(&mut self, socket: SocketId) -> usize {
+        let Some(stream) = self.table.stream(socket) else { return 0 };
+        let Some(parked) = &mut stream.parked else { return 0 };
         if parked.run.is_empty() {
-            return;
+            return 0;
         }
         self.run.clear();
         self.run.append(&mut parked.run);
@@ -221,13 +222,18 @@ impl<B: Backend> Engine<B> {
             Ok(bytes) => {
                 self.on_sent(socket, bytes);
                 self.shutdown_parked(socket);
+                bytes
             }
             Err(error) if sys::would_block(&error) => {
                 if let Some(parked) = &mut stream.parked {
                     parked.run.append(&mut self.run);
                 }
+                0
             }
-            Err(error) => self.on_send_failed(socket, &error),
+            Err(error) => {
+                self.on_send_failed(socket, &error);
+                0
+            }
         }
     }
 

@@ -20,6 +20,7 @@ use usernet_core::{LeaseId, Span};
 
 use crate::address::SockAddr;
 use crate::arena::{Arena, LARGE_ROOM};
+use crate::retry::Patience;
 use crate::setup::Outbound;
 use crate::sys;
 
@@ -71,6 +72,8 @@ pub(crate) struct Parked {
     pub(crate) run: Vec<Span>,
     /// A shutdown that was asked for behind it.
     pub(crate) shutdown: bool,
+    /// When the send is tried again.
+    pub(crate) patience: Patience,
 }
 
 /// See the [module](self).

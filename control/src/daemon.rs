@@ -613,7 +613,6 @@ fn request(plan: &Plan, namespace: &Namespace, config: &Config) -> Request {
         queues: namespace.workers,
         txqueuelen: TAP_QUEUE_PACKETS,
         tunnels: Vec::new(),
-        forwarding: false,
         confine: sandbox::of_helper(plan.sandbox),
     }
 }

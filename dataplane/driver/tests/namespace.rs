@@ -49,7 +49,6 @@ fn request(target: Target) -> Request {
         queues: 1,
         txqueuelen: 4000,
         tunnels: Vec::new(),
-        forwarding: false,
         confine: || (),
     }
 }
@@ -232,12 +231,10 @@ fn a_tunnels_device_has_its_addresses_and_routes_and_goes_with_its_descriptor() 
         in_own_process(user, || {
             let guest = if user == ROOT { Guest::of_root() } else { Guest::of_caller() };
             let routes = [
-                ("0.0.0.0", 1, None),
-                ("128.0.0.0", 1, None),
+                ("0.0.0.0", 0, None),
                 ("10.7.0.0", 24, None),
                 ("192.0.2.0", 24, Some(700)),
-                ("::", 1, None),
-                ("8000::", 1, None),
+                ("::", 0, None),
             ];
             let tunnels = vec![tunnel("wg0", 7, &routes), tunnel("wg1", 8, &[])];
             let with = Request { tunnels, ..request(Target::Pid(guest.pid())) };
@@ -287,41 +284,6 @@ fn what_cannot_be_done_for_a_tunnel_is_named_and_nothing_is_left() {
         assert!(matches!(error_of(&with(many)), AttachError::TooManyTunnels));
         assert_eq!(guest.run("ip -o link").lines().count(), 1, "lo alone");
     });
-}
-
-/// A UDP packet without a checksum.
-fn packet(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
-    let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0];
-    packet.extend(from.octets());
-    packet.extend(to.octets());
-    let words = packet.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
-    let sum: u32 = words.sum();
-    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
-    packet.extend([0, 9, 0, 9, 0, 8, 0, 0]);
-    packet
-}
-
-#[test]
-fn a_namespace_that_forwards_passes_packets_from_tunnel_to_tunnel() {
-    for user in [ROOT, USER] {
-        in_own_process(user, || {
-            let guest = if user == ROOT { Guest::of_root() } else { Guest::of_caller() };
-            let tunnels = vec![tunnel("wg0", 7, &[]), tunnel("wg1", 8, &[])];
-            let with = Request { tunnels, forwarding: true, ..request(Target::Pid(guest.pid())) };
-            let attached = attach(&with).unwrap();
-            let [wg0, wg1] = <[_; 2]>::try_from(attached.tunnels).unwrap();
-            let sent = packet(Ipv4Addr::new(10, 7, 0, 2), Ipv4Addr::new(10, 8, 0, 2));
-            File::from(wg0.fd).write_all(&[&[0; 10][..], &sent].concat()).unwrap();
-            let mut got = [0; 2048];
-            let count = File::from(wg1.fd).read(&mut got).unwrap();
-            assert_eq!(count, 10 + sent.len());
-            assert_eq!(got[10 + 8], 63, "one hop further");
-            assert_eq!(got[10 + 12..count], sent[12..]);
-            let forwarding = guest.run("sysctl -n net.ipv6.conf.all.forwarding");
-            assert_eq!(forwarding.trim(), "1");
-        });
-    }
 }
 
 #[test]

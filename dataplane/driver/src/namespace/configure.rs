@@ -12,7 +12,6 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
-use super::forwarding::Forwarding;
 use super::message::{Failure, Step};
 use super::netlink::Rtnetlink;
 use super::{Request, Route, tunnels};
@@ -35,18 +34,11 @@ pub(super) fn configure(request: &Request) -> Result<Vec<String>, Failure> {
         set_further(&mut netlink, request, index, &mut warnings);
     }
     tunnels::configure(&mut netlink, &request.tunnels, &mut warnings)?;
-    let forwarding = request
-        .forwarding
-        .then(|| Forwarding::open(request))
-        .transpose()
-        .map_err(Failure::at(Step::Forwarding))?;
     // Last, because it is all that would stay behind if another step failed: the devices vanish with their descriptors,
     // but the kernel leaves 127.0.0.1 on a `lo` that is taken down again.
     if request.configure || request.loopback_up {
         set_up(&mut netlink, LOOPBACK_INDEX).map_err(Failure::at(Step::LoopbackUp))?;
     }
-    // That these can be written has been found out.
-    forwarding.map_or(Ok(()), Forwarding::set).map_err(Failure::at(Step::Forwarding))?;
     Ok(warnings)
 }
 

@@ -187,7 +187,6 @@ fn attempted(step: Step, place: Place, request: &Request) -> String {
             let to = route.map_or(String::new(), |route| network(route.to));
             format!("route {to} into {tunnel}")
         }
-        Step::Forwarding => "make it pass packets on (/proc/sys/net)".to_owned(),
         Step::Watch => "watch for the end".to_owned(),
     }
 }

@@ -52,14 +52,12 @@ pub(super) enum Step {
     TunnelUp,
     /// One of its routes.
     TunnelRoute,
-    /// Making the namespace forward packets.
-    Forwarding,
     /// Finding what keeps the namespace alive.
     Watch,
 }
 
 impl Step {
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 21] = [
         Self::Isolate,
         Self::JoinUserns,
         Self::EnterNamespace,
@@ -80,7 +78,6 @@ impl Step {
         Self::TunnelAddress,
         Self::TunnelUp,
         Self::TunnelRoute,
-        Self::Forwarding,
         Self::Watch,
     ];
 }

@@ -42,7 +42,6 @@ mod channel;
 mod configure;
 mod egress;
 mod error;
-mod forwarding;
 mod helper;
 pub mod listen;
 mod message;
@@ -128,8 +127,6 @@ pub struct Request {
     pub txqueuelen: u32,
     /// Further devices, each for a tunnel. They are set up whole, whatever [`configure`](Self::configure) says.
     pub tunnels: Vec<TunnelDevice>,
-    /// Make the namespace pass packets on between its devices. This stays when they are gone.
-    pub forwarding: bool,
     /// What the helper does last before it serves, to give up what it does not need.
     pub confine: fn(),
 }

@@ -40,8 +40,8 @@ pub struct TunnelDevice {
     pub mtu: u16,
     /// Its addresses with their prefix lengths. Each brings the route to its network.
     pub addresses: Vec<(IpAddr, u8)>,
-    /// What else is routed into it. A network that is routed elsewhere already is an error: its packets would not take
-    /// the tunnel.
+    /// What else is routed into it. A default route counts more than others; any other network that is routed elsewhere
+    /// already is an error: its packets would not take the tunnel.
     pub routes: Vec<TunnelRoute>,
     /// Use what the kernel takes over of checksums and segmentation.
     pub offload: bool,
@@ -163,6 +163,35 @@ fn set_addresses(
     Ok(has_ipv6)
 }
 
+/// Adds a route, which counts more than any default route that is there or comes.
+fn route_into(
+    netlink: &mut Rtnetlink,
+    index: u32,
+    to: (IpAddr, u8),
+    table: Option<u32>,
+) -> nix::Result<()> {
+    let is_default = to.1 == 0;
+    // IPv6 has routes of metric 1024 where IPv4 has none of any, routers' advertisements among them.
+    let metric = (is_default && to.0.is_ipv6()).then_some(1);
+    let mut add =
+        |to, metric| add_route(netlink, index, &Route { to, gateway: None, metric, table }, false);
+    match add(to, metric) {
+        // What is more specific counts more.
+        Err(Errno::EEXIST) if is_default => {
+            halves(to.0).into_iter().try_for_each(|to| add(to, None))
+        }
+        other => other,
+    }
+}
+
+/// All of a family, in two networks.
+fn halves(of: IpAddr) -> [(IpAddr, u8); 2] {
+    match of {
+        IpAddr::V4(_) => [[0, 0, 0, 0], [128, 0, 0, 0]].map(|half| (half.into(), 1)),
+        IpAddr::V6(_) => [0, 0x8000].map(|half| ([half, 0, 0, 0, 0, 0, 0, 0].into(), 1)),
+    }
+}
+
 fn set_routes(
     netlink: &mut Rtnetlink,
     device: &TunnelDevice,
@@ -177,8 +206,7 @@ fn set_routes(
         if is_there || to.0.is_ipv6() && !has_ipv6 {
             continue;
         }
-        let route = Route { to, gateway: None, metric: None, table };
-        match add_route(netlink, index, &route, false) {
+        match route_into(netlink, index, to, table) {
             Ok(()) => {}
             // IPv6 is switched off, and nothing of it leaves by any other way.
             Err(Errno::EACCES | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::ENODEV)

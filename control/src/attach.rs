@@ -11,7 +11,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, listen, socket,
 };
-use usernet_driver::namespace::{Attached, NamespaceEnd, NamespaceListeners, Ports};
+use usernet_driver::namespace::{Attached, NamespaceEnd, NamespaceListeners, Ports, TunnelLink};
 use usernet_driver::{Link, NamespaceSockets};
 
 use crate::control::{self, Cause};
@@ -21,6 +21,8 @@ use crate::owned_path::OwnedPath;
 pub(crate) struct GuestSide {
     /// Carries the frames.
     pub(crate) link: Link,
+    /// Carry the packets of tunnels.
+    pub(crate) tunnels: Vec<TunnelLink>,
     /// Makes sockets in the namespace.
     pub(crate) sockets: Option<Box<dyn NamespaceSockets>>,
     /// Makes listeners there.
@@ -39,6 +41,7 @@ impl From<Attached> for GuestSide {
     fn from(attached: Attached) -> Self {
         Self {
             link: attached.link,
+            tunnels: attached.tunnels,
             sockets: Some(attached.sockets),
             listeners: Some(attached.listeners),
             ports: Some(attached.ports),
@@ -54,6 +57,7 @@ impl GuestSide {
     pub(crate) fn of_link(link: Link) -> Self {
         Self {
             link,
+            tunnels: Vec::new(),
             sockets: None,
             listeners: None,
             ports: None,

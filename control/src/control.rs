@@ -18,11 +18,10 @@ use usernet_core::rules::{Access, HostLoopback};
 use usernet_core::{Config, Counter, Rules};
 use usernet_driver::namespace::{EndReason, NamespaceEnd};
 use usernet_driver::{Gone, Handle, Install, InstallError};
-use usernet_wireguard::Interface;
 
 use crate::api::message::{
     ApiError, Call, ErrorCode, FlowEntry, FlowParams, Flows, Forwarded, Forwards, Network, Status,
-    TunnelStatus, Usage, Worker,
+    Usage, Worker,
 };
 use crate::api::protocol::Outcome;
 use crate::api::server::Server;
@@ -32,7 +31,7 @@ use crate::keeper::{Keeper, News};
 use crate::logging::Warnings;
 use crate::sandbox::Report;
 use crate::spec::Spec;
-use crate::wireguard::Tunnel;
+use crate::tunnels::Tunnels;
 
 /// Why the daemon is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +67,6 @@ pub(crate) struct Facts {
     pub(crate) warnings: Warnings,
     /// What was given up after the set-up.
     pub(crate) sandbox: Report,
-    /// Tunnels, as their files described them.
-    pub(crate) tunnels: Vec<Tunnel>,
     /// When the network was there.
     pub(crate) ready: Instant,
 }
@@ -96,6 +93,8 @@ pub(crate) struct Control {
     pub(crate) follower: Option<Follower>,
     /// The resolvers in force.
     pub(crate) resolvers: Vec<std::net::SocketAddr>,
+    /// The guest's tunnels.
+    pub(crate) tunnels: Tunnels,
     /// None: there is nothing to keep.
     pub(crate) keeper: Option<Keeper>,
     /// None: nobody asked for one.
@@ -144,7 +143,7 @@ impl Control {
         let namespace = self.ends.namespace.as_ref().map(NamespaceEnd::as_fd);
         let ends = [data_path, namespace.unwrap_or(signals), signals, exit.unwrap_or(signals)];
         let keeper = self.keeper.as_ref().and_then(Keeper::fd);
-        let others = keeper.map(|fd| (fd, PollFlags::POLLIN)).into_iter();
+        let others = keeper.into_iter().chain(self.tunnels.fd()).map(|fd| (fd, PollFlags::POLLIN));
         let others = others.chain(self.server.iter().flat_map(Server::interests));
         let mut fds: Vec<PollFd<'_>> = ends
             .into_iter()
@@ -166,7 +165,7 @@ impl Control {
             return PollTimeout::ZERO;
         }
         let follower = self.follower.as_ref().map(Follower::deadline);
-        let next = [server, follower].into_iter().flatten().min();
+        let next = [server, follower, self.tunnels.deadline()].into_iter().flatten().min();
         let Some(at) = next else { return PollTimeout::NONE };
         // Rounded up: a deadline is not waited for in a loop of its last fraction of a millisecond.
         let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -199,6 +198,7 @@ impl Control {
             self.on_news(news);
         }
         self.follow_programs(now);
+        self.tunnels.turn(now);
         // Out of its place for the turn: answering takes the rest of us.
         if let Some(mut server) = self.server.take() {
             server.turn(now, &mut |call| self.answer(call));
@@ -305,7 +305,7 @@ impl Control {
     fn status(&self) -> Result<Status, ApiError> {
         let workers = self.handle.workers()?;
         let now = usernet_driver::Status::sum(&workers).ok_or(Gone)?;
-        let Facts { netns, tap, config, access, warnings, sandbox, tunnels, ready } = &self.facts;
+        let Facts { netns, tap, config, access, warnings, sandbox, ready } = &self.facts;
         Ok(Status {
             usernetd: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -323,7 +323,7 @@ impl Control {
             workers: workers.iter().map(worker).collect(),
             warnings: warnings.lines(),
             sandbox: sandbox.clone(),
-            tunnels: tunnels.iter().map(tunnel).collect(),
+            tunnels: self.tunnels.statuses(),
             counters: now.counters.iter().map(|&(name, n)| (name.to_owned(), n)).collect(),
         })
     }
@@ -361,16 +361,6 @@ fn worker(now: &usernet_driver::Status) -> Worker {
         frames_from_guest: counted(Counter::FramesFromGuest),
         frames_to_guest: counted(Counter::FramesToGuest),
         handed_over: counted(Counter::HandedOver),
-    }
-}
-
-fn tunnel(tunnel: &Tunnel) -> TunnelStatus {
-    let Interface { addresses, dns, search, .. } = &tunnel.config.interface;
-    TunnelStatus {
-        name: tunnel.name.clone(),
-        addresses: addresses.iter().map(ToString::to_string).collect(),
-        dns: dns.clone(),
-        search: search.clone(),
     }
 }
 

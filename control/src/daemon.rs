@@ -25,6 +25,7 @@ use std::iter;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
@@ -39,7 +40,9 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use usernet_core::config::Limits;
 use usernet_core::{Config, Rules, Share};
 use usernet_driver::namespace::{self, AttachError, Request, Target};
-use usernet_driver::{DriverError, Ended, Handle, InstallError, Runtime, Setup, Worker, conclude};
+use usernet_driver::{
+    DriverError, Ended, Handle, InstallError, ListenError, Runtime, Setup, TunnelHandle, conclude,
+};
 
 use crate::announcement::Readiness;
 use crate::api::SocketError;
@@ -57,7 +60,7 @@ use crate::plan::{Link, LogFile, LogFormat, MTU_MAX, Namespace, Plan, Resolvers}
 use crate::program::{Program, Setting};
 use crate::resolv::{RESOLV_CONF, ResolvConf};
 use crate::sandbox::{Entered, SandboxError};
-use crate::wireguard::{Tunnel, resolve_endpoints};
+use crate::tunnels::{self, Tunnels};
 use crate::{host, inherited, logging, sandbox};
 
 /// Packets that may wait in the TAP to be read. The default of 1000 overflows when the guest sends small packets
@@ -103,6 +106,14 @@ pub enum DaemonError {
         tunnel: String,
         /// What does not lead anywhere, and why.
         what: String,
+    },
+    /// A tunnel's port.
+    #[error("{tunnel}: {source}")]
+    Listen {
+        /// The tunnel.
+        tunnel: String,
+        /// What was attempted, and the kernel's answer.
+        source: ListenError,
     },
     /// The forwards.
     #[error(transparent)]
@@ -163,6 +174,7 @@ impl DaemonError {
             | Self::Descriptor { .. }
             | Self::File { .. }
             | Self::Endpoint { .. }
+            | Self::Listen { .. }
             | Self::Forward(_)
             | Self::Socket(_)
             | Self::Link(_)
@@ -240,7 +252,6 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
         Link::Tap(fd) => claim("the device's descriptor", Some(fd))?,
         Link::Namespace(_) | Link::Socket(_) => None,
     };
-    let plan = &located(plan)?;
     let log_file = plan.log_file.as_ref().map(open_log).transpose()?;
     let told = logging::start(plan.log, log_file);
     let released = plan.lets_go_of_caller.then(open_null).transpose()?;
@@ -257,7 +268,7 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     };
     let tap = guest.link.fd.as_raw_fd();
     let given = Given { told, signals, exit, server, pcap };
-    let Prepared { control, first, setup } = prepare(plan, config, guest, given)?;
+    let Prepared { control, first, setup, tunnels } = prepare(plan, config, guest, given)?;
 
     plan.run_as.map_or(Ok(()), become_user)?;
     let (runtime, handle) = Runtime::new(setup)?;
@@ -265,17 +276,7 @@ pub(crate) fn run(plan: &Plan, started: Instant) -> Result<Cause, DaemonError> {
     let announcement = plan.announcement.clone();
     let readiness = Readiness { ready, announcement, tap, released, started };
     let entered = sandbox::enter(plan.sandbox)?;
-    serve(entered, runtime, control, first, readiness)
-}
-
-/// The plan with addresses in the place of its tunnels' host names.
-fn located(plan: &Plan) -> Result<Plan, DaemonError> {
-    let mut plan = plan.clone();
-    for Tunnel { name, config } in &mut plan.tunnels {
-        resolve_endpoints(config)
-            .map_err(|what| DaemonError::Endpoint { tunnel: name.clone(), what })?;
-    }
-    Ok(plan)
+    serve(entered, (runtime, tunnels), control, first, readiness)
 }
 
 /// Makes, or waits for, what carries the guest's frames. The `Cause`: what ended the waiting. `device` is the one
@@ -319,6 +320,7 @@ struct Prepared<F> {
     control: F,
     first: Change,
     setup: Setup,
+    tunnels: Vec<tunnels::Thread>,
 }
 
 fn prepare(
@@ -327,7 +329,10 @@ fn prepare(
     guest: GuestSide,
     given: Given,
 ) -> Result<Prepared<impl FnOnce(Handle) -> Control + use<>>, DaemonError> {
-    let GuestSide { link, sockets, listeners, ports, ended, name, warnings: of_guest } = guest;
+    let GuestSide { link, tunnels, sockets, listeners, ports, ended, name, warnings: of_guest } =
+        guest;
+    let (tunnels, threads) =
+        Tunnels::prepare(&plan.tunnels, tunnels, plan.busy_poll, plan.sandbox)?;
     let mut warnings = plan.warnings.clone();
     warnings.extend(of_guest);
     let mut forwards = ForwardTable::new(listeners);
@@ -364,7 +369,6 @@ fn prepare(
         access: plan.access.clone(),
         warnings: told,
         sandbox: sandbox::Report::default(),
-        tunnels: plan.tunnels.clone(),
         ready: Instant::now(),
     };
     let data_path = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -378,11 +382,12 @@ fn prepare(
         forwards,
         follower,
         resolvers,
+        tunnels,
         keeper,
         server,
         is_stop_requested: false,
     };
-    Ok(Prepared { control, first, setup })
+    Ok(Prepared { control, first, setup, tunnels: threads })
 }
 
 /// The forwards of the command line.
@@ -418,11 +423,11 @@ fn write_pid_file(path: &Path) -> Result<OwnedPath, DaemonError> {
         .map_err(|source| DaemonError::File { path: path.to_owned(), source })
 }
 
-/// Runs the data path on this thread, its further workers and the control thread beside it, until all have ended. None
-/// does anything before all are confined.
+/// Runs the data path on this thread, its further workers, the tunnels and the control thread beside it, until all have
+/// ended. None does anything before all are confined.
 fn serve(
     entered: Entered,
-    runtime: Runtime,
+    (runtime, tunnels): (Runtime, Vec<tunnels::Thread>),
     mut control: Control,
     first: Change,
     readiness: Readiness,
@@ -433,9 +438,18 @@ fn serve(
     let mut workers = runtime.into_workers().into_iter();
     let worker = workers.next().expect("a runtime has a worker");
     let further = workers
-        .map(|worker| Beside::start(worker, for_thread, tell_confined.clone()))
+        .map(|worker| {
+            Beside::start("worker", move || worker.run(), for_thread, tell_confined.clone())
+        })
         .collect::<Result<Vec<_>, _>>()?;
-    let threads = further.len() + 1;
+    let handles: Vec<_> = control.tunnels.iter().map(|tunnel| tunnel.handle.clone()).collect();
+    let tunnels = tunnels
+        .into_iter()
+        .map(|tunnel| {
+            Beside::start("tunnel", move || tunnel.run(), for_thread, tell_confined.clone())
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let threads = further.len() + tunnels.len() + 1;
     let (tell_report, report) = mpsc::sync_channel(1);
     let beside = move || -> Result<Cause, DaemonError> {
         let handle = control.handle.clone();
@@ -459,9 +473,14 @@ fn serve(
                 tracing::info!("not confined whole: {missing}");
             }
             let further: Vec<_> = further.into_iter().map(Beside::go).collect();
+            let tunnels: Vec<_> = tunnels.into_iter().map(Beside::go).collect();
             let _ = tell_report.send(report);
             let ended = worker.run();
-            let further = further.into_iter().map(JoinHandle::join);
+            handles.iter().for_each(TunnelHandle::stop);
+            for tunnel in tunnels {
+                tunnel.join().unwrap_or_else(|panic| resume_unwind(panic));
+            }
+            let further = further.into_iter().map(|worker| Ok(worker.join()?.expect(LET_GO)));
             conclude(iter::once(Ok(ended)).chain(further)).map_err(DaemonError::from)
         }
         Err(error) => {
@@ -493,15 +512,20 @@ fn all_confined(
     Ok(())
 }
 
-/// A worker on a thread of its own that waits to be let go.
-struct Beside {
-    thread: JoinHandle<Result<Ended, DriverError>>,
+/// Why there is a result.
+const LET_GO: &str = "a thread that was let go has run";
+
+/// Something on a thread of its own that waits to be let go.
+struct Beside<R> {
+    /// Gives none where it was not.
+    thread: JoinHandle<Option<R>>,
     go: mpsc::SyncSender<()>,
 }
 
-impl Beside {
+impl<R: Send + 'static> Beside<R> {
     fn start(
-        worker: Worker,
+        name: &str,
+        run: impl FnOnce() -> R + Send + 'static,
         for_thread: sandbox::ForThread,
         tell_confined: mpsc::Sender<Result<sandbox::Children, SandboxError>>,
     ) -> Result<Self, DaemonError> {
@@ -509,14 +533,14 @@ impl Beside {
         let run = move || {
             let _ = tell_confined.send(for_thread.give_up());
             // Nobody lets it go: the daemon has failed, and says why.
-            if gone.recv().is_err() { Ok(Ended::Stopped) } else { worker.run() }
+            gone.recv().ok().map(|()| run())
         };
-        let thread = thread::Builder::new().name("worker".to_owned()).spawn(run);
-        let thread = thread.map_err(DaemonError::system("start a worker's thread"))?;
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(run);
+        let thread = thread.map_err(DaemonError::system("start a thread"))?;
         Ok(Self { thread, go })
     }
 
-    fn go(self) -> JoinHandle<Result<Ended, DriverError>> {
+    fn go(self) -> JoinHandle<Option<R>> {
         // It waits for nothing else.
         let _ = self.go.send(());
         self.thread
@@ -612,7 +636,7 @@ fn request(plan: &Plan, namespace: &Namespace, config: &Config) -> Request {
         offload: namespace.offload,
         queues: namespace.workers,
         txqueuelen: TAP_QUEUE_PACKETS,
-        tunnels: Vec::new(),
+        tunnels: tunnels::devices(&plan.tunnels, namespace.offload),
         confine: sandbox::of_helper(plan.sandbox),
     }
 }

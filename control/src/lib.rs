@@ -42,3 +42,4 @@ mod log_file;
 mod logging;
 mod owned_path;
 mod resolv;
+mod tunnels;

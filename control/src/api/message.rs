@@ -314,6 +314,38 @@ pub struct TunnelStatus {
     pub dns: Vec<IpAddr>,
     /// Where the guest looks for names without a dot.
     pub search: Vec<String>,
+    /// Whether it runs; without, a mistake of ours has ended it.
+    #[serde(default)]
+    pub running: bool,
+    /// Who we are to the peers; none: nobody yet.
+    #[serde(default)]
+    pub public_key: Option<String>,
+    /// The UDP port.
+    #[serde(default)]
+    pub listen_port: u16,
+    /// The other ends.
+    #[serde(default)]
+    pub peers: Vec<TunnelPeer>,
+    /// Counters by name, since the start.
+    #[serde(default)]
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// The other end of a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelPeer {
+    /// Who.
+    pub public_key: String,
+    /// Where it was last; none: nobody knows.
+    pub endpoint: Option<SocketAddr>,
+    /// Time since the last handshake; none: there was none.
+    pub handshake_age_ms: Option<u64>,
+    /// Bytes of its datagrams.
+    pub bytes_from_peer: u64,
+    /// Bytes of ours to it.
+    pub bytes_to_peer: u64,
+    /// Whose packets it may send, and get.
+    pub allowed_ips: Vec<String>,
 }
 
 /// What is in use at one moment.

@@ -20,7 +20,7 @@ pub(crate) mod socket;
 pub use client::{Client, ClientError};
 pub use message::{
     ApiError, Call, ErrorCode, FlowEntry, FlowParams, Flows, Forwarded, Forwards, Network,
-    Response, Status, TunnelStatus, Usage,
+    Response, Status, TunnelPeer, TunnelStatus, Usage,
 };
 pub use socket::SocketError;
 

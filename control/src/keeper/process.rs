@@ -17,7 +17,7 @@ use usernet_driver::detach;
 use super::{Kept, News};
 use crate::owned_path::OwnedPath;
 use crate::resolv::ResolvConf;
-use crate::sandbox::{self, FileRights, Policy};
+use crate::sandbox::{self, FileRights, Policy, READABLE};
 
 /// Its name in `ps`.
 const NAME: &str = "usernetd-keeper";
@@ -28,9 +28,6 @@ pub(super) const WHO: u8 = b'?';
 pub(super) const TRUSTED: u8 = b'+';
 /// Somebody else.
 const STRANGER: u8 = b'-';
-
-/// Where `/etc/resolv.conf` leads on the systems that we know, today or when it is replaced.
-const READABLE: [&str; 5] = ["/etc", "/run", "/usr/lib", "/usr/share", "/var"];
 
 /// Keeps until the daemon has ended.
 pub(super) fn live(kept: Kept, news: OwnedFd, questions: OwnedFd, policy: Policy) -> ! {

@@ -126,6 +126,7 @@ const OPTIONS: Alternatives = &[
     &[is(1, libc::SOL_SOCKET), is(2, libc::SO_LINGER)],
     &[is(1, libc::SOL_SOCKET), is(2, libc::SO_OOBINLINE)],
     &[is(1, libc::SOL_SOCKET), is(2, libc::SO_RCVBUF)],
+    &[is(1, libc::SOL_SOCKET), is(2, libc::SO_SNDBUF)],
     &[is(1, libc::SOL_SOCKET), is(2, libc::SO_PEEK_OFF)],
     &[is(1, libc::SOL_SOCKET), is(2, libc::SO_BINDTODEVICE)],
     &[is(1, libc::IPPROTO_TCP), is(2, libc::TCP_NODELAY)],
@@ -134,12 +135,14 @@ const OPTIONS: Alternatives = &[
     &[is(1, libc::IPPROTO_IP), is(2, libc::IP_RECVTOS)],
     &[is(1, libc::IPPROTO_IP), is(2, libc::IP_RECVERR)],
     &[is(1, libc::IPPROTO_IP), is(2, libc::IP_PKTINFO)],
+    &[is(1, libc::IPPROTO_IP), is(2, libc::IP_MTU_DISCOVER)],
     &[is(1, libc::IPPROTO_IP), is(2, libc::IP_BIND_ADDRESS_NO_PORT)],
     &[is(1, libc::IPPROTO_IPV6), is(2, libc::IPV6_V6ONLY)],
     &[is(1, libc::IPPROTO_IPV6), is(2, libc::IPV6_RECVHOPLIMIT)],
     &[is(1, libc::IPPROTO_IPV6), is(2, libc::IPV6_RECVTCLASS)],
     &[is(1, libc::IPPROTO_IPV6), is(2, libc::IPV6_RECVERR)],
     &[is(1, libc::IPPROTO_IPV6), is(2, libc::IPV6_RECVPKTINFO)],
+    &[is(1, libc::IPPROTO_IPV6), is(2, libc::IPV6_MTU_DISCOVER)],
 ];
 
 /// What is asked of descriptors: not to block, how much is queued, the number of an interface.

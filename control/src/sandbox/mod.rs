@@ -221,6 +221,23 @@ pub(crate) fn of_helper(policy: Policy) -> fn() {
     }
 }
 
+/// Where what the host knows of names is on the systems that we know, or where it leads when it is replaced.
+pub(crate) const READABLE: [&str; 5] = ["/etc", "/run", "/usr/lib", "/usr/share", "/var"];
+
+/// Confines who asks for host names, which has one thread. Which calls that takes is the C library's and its modules'
+/// business, so there is no list of them.
+pub(crate) fn confine_names(policy: Policy) {
+    if policy == Policy::None {
+        return;
+    }
+    // A multiarch library directory may be `/lib` itself.
+    let readable = READABLE.iter().chain(&["/lib", "/lib64", "/usr/lib64", "/proc"]);
+    let rights: Vec<_> = readable.map(|path| (PathBuf::from(path), FileRights::Read)).collect();
+    let _ = nix::sys::prctl::set_no_new_privs();
+    let _ = capabilities::give_up(CapabilitySet::empty());
+    let _ = landlock::give_up_files(&rights);
+}
+
 /// Confines the keeper, which has one thread: it keeps files where it has `rights`. What the kernel lacks, the daemon finds
 /// out and tells.
 pub(crate) fn confine_keeper(rights: &[(PathBuf, FileRights)], policy: Policy) {

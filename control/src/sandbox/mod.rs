@@ -226,7 +226,7 @@ pub(crate) const READABLE: [&str; 5] = ["/etc", "/run", "/usr/lib", "/usr/share"
 
 /// Confines who asks for host names, which has one thread. Which calls that takes is the C library's and its modules'
 /// business, so there is no list of them.
-pub(crate) fn confine_names(policy: Policy) {
+pub(crate) fn confine_asker(policy: Policy) {
     if policy == Policy::None {
         return;
     }

@@ -101,7 +101,7 @@ fn live(names: &[(String, u16)], line: &OwnedFd, (daemon, policy): (Pid, Policy)
 
 fn isolate(line: &OwnedFd, daemon: Pid, policy: Policy) -> nix::Result<()> {
     detach::from_caller(NAME, vec![line.as_raw_fd()])?;
-    sandbox::confine_names(policy);
+    sandbox::confine_asker(policy);
     // The kernel forgets it when rights change, so it is asked for afterwards.
     set_pdeathsig(Signal::SIGKILL)?;
     if getppid() == daemon { Ok(()) } else { Err(Errno::ESRCH) }

@@ -477,9 +477,7 @@ fn serve(
             let _ = tell_report.send(report);
             let ended = worker.run();
             handles.iter().for_each(TunnelHandle::stop);
-            for tunnel in tunnels {
-                tunnel.join().unwrap_or_else(|panic| resume_unwind(panic));
-            }
+            tunnels.into_iter().for_each(join);
             let further = further.into_iter().map(|worker| Ok(worker.join()?.expect(LET_GO)));
             conclude(iter::once(Ok(ended)).chain(further)).map_err(DaemonError::from)
         }
@@ -493,11 +491,17 @@ fn serve(
     let cause = thread.join().map_err(|_| DaemonError::ControlThread)?;
     match (ended?, cause?) {
         (_, Cause::HelperGone) => Err(DaemonError::HelperKilled),
-        (Ended::NamespaceGone, Cause::DataPath) => Ok(Cause::NamespaceGone),
-        (Ended::PeerClosed, Cause::DataPath) => Ok(Cause::PeerClosed),
-        (Ended::NamespaceGone | Ended::PeerClosed | Ended::ExitFd | Ended::Stopped, cause) => {
-            Ok(cause)
-        }
+        (ended, Cause::DataPath) => Ok(cause_of(ended)),
+        (_, cause) => Ok(cause),
+    }
+}
+
+/// Why the data path has ended by itself.
+fn cause_of(ended: Ended) -> Cause {
+    match ended {
+        Ended::NamespaceGone => Cause::NamespaceGone,
+        Ended::PeerClosed => Cause::PeerClosed,
+        Ended::ExitFd | Ended::Stopped => Cause::DataPath,
     }
 }
 
@@ -510,6 +514,11 @@ fn all_confined(
         confined.recv().map_err(|_| DaemonError::ControlThread)??;
     }
     Ok(())
+}
+
+/// Waits for a thread's end. A panic goes on.
+fn join<R>(thread: JoinHandle<R>) {
+    let _: R = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
 }
 
 /// Why there is a result.

@@ -128,6 +128,7 @@ fn start(
         is_log_shown: false,
     }
     .start(signals)?;
+    memberships.await_gateways(claim);
     fill_resolv_conf(claim)?;
     let state = State::new(Kind::Created, member, daemon, netns);
     claim.publish(&State { member: Some(member), ..state })?;

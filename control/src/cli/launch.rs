@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 
 use nix::fcntl::OFlag;
 use nix::libc;
+use nix::sys::prctl;
 use nix::sys::signal::SigSet;
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, pipe2, setsid};
@@ -141,6 +142,32 @@ pub(super) fn leave_terminal_and_keep(kept: &[RawFd]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Starts a program that is not our child, and whose standard output the caller gets: `usernet run` ends
+/// whatever descends from it.
+pub(super) fn spawn_apart(mut command: Command) -> io::Result<OwnedFd> {
+    // SAFETY: the closure runs between fork and exec and makes system calls only; it does not allocate.
+    unsafe {
+        command.pre_exec(|| {
+            leave_terminal_and_keep(&[])?;
+            // SAFETY: the process has one thread, and goes on to exec or ends at once.
+            match libc::fork() {
+                -1 => Err(io::Error::last_os_error()),
+                0 => Ok(()),
+                // SAFETY: it only ends the process.
+                _ => libc::_exit(0),
+            }
+        });
+    }
+    let adopts = prctl::get_child_subreaper()?;
+    prctl::set_child_subreaper(false)?;
+    let started = command.stdout(Stdio::piped()).spawn().and_then(|mut between| {
+        between.wait()?;
+        Ok(between.stdout.take().map(OwnedFd::from).expect("it is a pipe"))
+    });
+    prctl::set_child_subreaper(adopts)?;
+    started
 }
 
 fn has_byte(ready: OwnedFd) -> bool {

@@ -140,6 +140,7 @@ fn start(
         is_log_shown: args.network.has_log_options(),
     }
     .start(signals)?;
+    memberships.await_gateways(claim);
     match finish(args, claim, child, line, daemon) {
         Ok(()) => Ok((daemon, exit)),
         Err(error) => {

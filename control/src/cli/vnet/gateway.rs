@@ -23,6 +23,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -64,6 +65,10 @@ const ENDPOINTS_EVERY: Duration = Duration::from_secs(5);
 /// How long a gateway may take to end.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long what is left of one that was killed may take to end, and how often it is looked.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
 /// The instance that a network's gateway is.
 pub(super) fn instance_of(network: &str) -> String {
     format!("vnet-{network}")
@@ -102,18 +107,15 @@ pub(super) fn start(place: &Place, network: &str) -> Result<(), Error> {
     let log = log.map_err(Error::system(format!("cannot write {}", place.log().display())))?;
     let mut command = Command::new(own_executable());
     command.arg0("usernet").args(["vnet", "start", "--foreground", network]);
-    command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-    // SAFETY: the closure runs between fork and exec and makes system calls only; it does not allocate.
-    unsafe { command.pre_exec(|| launch::leave_terminal_and_keep(&[])) };
-    let mut child = command.spawn().map_err(Error::system("cannot start the gateway"))?;
-    let ready = child.stdout.take().map(OwnedFd::from).expect("it is a pipe");
+    command.current_dir("/").stdin(Stdio::null()).stderr(log);
+    let ready = launch::spawn_apart(command).map_err(Error::system("cannot start the gateway"))?;
     if await_line(&ready)? {
         return Ok(());
     }
-    child.kill().ok();
-    child.wait().ok();
     let told = launch::log_tail(&place.log());
-    let reason = told.strip_prefix("usernet: ").unwrap_or(&told).to_owned();
+    let ours = format!("usernet: network `{network}`: ");
+    let told = told.strip_prefix(&ours).or(told.strip_prefix("usernet: ")).unwrap_or(&told);
+    let reason = told.to_owned();
     Err(Error::Vnet { network: network.to_owned(), reason })
 }
 
@@ -145,12 +147,7 @@ pub(super) fn stop(network: &str) -> Result<bool, Error> {
 pub(super) fn run(store: &Store, name: &str) -> Result<ExitCode, Error> {
     let started = Instant::now();
     store.own(name)?;
-    let claim = Registry::open()?.claim(&instance_of(name)).map_err(|error| match error {
-        Error::NameTaken(_) => {
-            Error::Vnet { network: name.to_owned(), reason: "its gateway runs already".to_owned() }
-        }
-        other => other,
-    })?;
+    let claim = claim(name, started)?;
     let signals = Signals::take()?;
     match Gateway::start(store, name, &claim, &signals)?.serve(&signals)? {
         End::Asked => Ok(ExitCode::SUCCESS),
@@ -161,6 +158,20 @@ pub(super) fn run(store: &Store, name: &str) -> Result<ExitCode, Error> {
             Err(error)
         }
         End::Lost(what) => Err(Error::Vnet { network: name.to_owned(), reason: what.to_owned() }),
+    }
+}
+
+/// The gateway's instance. What another one left that was killed is there until the last of its processes has ended.
+fn claim(network: &str, started: Instant) -> Result<Claim, Error> {
+    loop {
+        match Registry::open()?.claim(&instance_of(network)) {
+            Err(Error::NameTaken(_)) if is_running(network) || started.elapsed() > END_PATIENCE => {
+                let reason = "its gateway runs already".to_owned();
+                return Err(Error::Vnet { network: network.to_owned(), reason });
+            }
+            Err(Error::NameTaken(_)) => thread::sleep(LOOK_EVERY),
+            claimed => return claimed,
+        }
     }
 }
 
@@ -232,7 +243,7 @@ impl Gateway {
         let listener = listen(claim)?;
         publish(claim, pid, daemon)?;
         line.send(&Order::Go).map_err(Error::system("the namespace's process is gone"))?;
-        announce(&network);
+        announce(&network).map_err(Error::system("nobody waits for the gateway any more"))?;
         let wire = Wire::new(&claim.path(""), name);
         let service = Service::new(network, store.place(name), wire, names);
         let holder = std::mem::ManuallyDrop::new(holder).0;
@@ -317,6 +328,8 @@ fn launch_daemon(
     further.insert(1, conf.0.clone().into());
     further.push(claim.path("").into());
     further.extend(link.args());
+    // What is too long for the tunnel is not to come that far: the link's end of the namespace would have to refuse it.
+    further.push(format!("--mtu={}", network.mtu).into());
     if !network.internet {
         further.push("--isolated".into());
     }
@@ -363,15 +376,20 @@ fn publish(claim: &Claim, holder: Pid, daemon: Process) -> Result<(), Error> {
     claim.publish(&State { member: Some(member), ..state })
 }
 
-/// The line that whoever started us waits for. Nobody reads what comes after it.
-fn announce(network: &Network) {
+/// The line that whoever started us waits for, or has given up to wait for. Nobody reads what comes after it.
+fn announce(network: &Network) -> io::Result<()> {
     let gateways = super::network::listed(&network.gateways());
     let mut out = io::stdout().lock();
     let line = format!("{}: gateway {gateways}, UDP port {}\n", network.name, network.listen_port);
-    out.write_all(line.as_bytes()).and_then(|()| out.flush()).ok();
+    match out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(error),
+        // Whoever starts it by hand may have closed it.
+        Ok(()) | Err(_) => {}
+    }
     if let Ok(null) = fs::OpenOptions::new().write(true).open("/dev/null") {
         nix::unistd::dup2_stdout(&null).ok();
     }
+    Ok(())
 }
 
 /// The life of the process in the namespace.

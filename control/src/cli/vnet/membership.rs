@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use usernet_wireguard::PrivateKey;
@@ -15,9 +17,17 @@ use super::store::{Known, Place, Store};
 use super::terms::{Reach, Terms};
 use super::token::{Joined, JoinedPlace, User};
 use super::{keys, peer};
+use crate::api::{Client, Status};
 use crate::cli::error::Error;
 use crate::cli::instance::{Claim, pid_namespace};
 use crate::cli::process::Process;
+
+/// How long a gateway is waited for before the command is started all the same. A message that is lost is sent again
+/// after 5 s; that one and its answer are lost is rare.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often it is looked whether it has answered.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The networks that a namespace is to be in.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -105,6 +115,8 @@ impl VnetArgs {
 pub(crate) struct Memberships {
     files: Vec<Secret>,
     link: Option<LinkNetworks>,
+    /// Networks, and where their gateways are.
+    gateways: Vec<(String, String)>,
 }
 
 /// One of them.
@@ -144,7 +156,39 @@ impl Memberships {
         };
         let files = joined.iter().enumerate().map(file).collect::<Result<_, _>>()?;
         let networks: Vec<IpNet> = joined.iter().flat_map(|m| m.addresses.clone()).collect();
-        Ok(Self { files, link: Some(LinkNetworks::beside(&networks)?) })
+        let gateways = joined.into_iter().map(|m| (m.terms.network, m.terms.endpoint)).collect();
+        Ok(Self { files, link: Some(LinkNetworks::beside(&networks)?), gateways })
+    }
+
+    /// Waits until the gateways have answered the daemon; says which have not. They may do so later.
+    pub(crate) fn await_gateways(&self, claim: &Claim) {
+        let started = Instant::now();
+        let mut silent = self.silent(claim);
+        while !silent.is_empty() && started.elapsed() < ANSWER_PATIENCE {
+            thread::sleep(LOOK_EVERY);
+            silent = self.silent(claim);
+        }
+        for (network, endpoint) in silent {
+            eprintln!(
+                "usernet: network `{network}`: its gateway does not answer at {endpoint}\n  \
+                 cause: it does not run or UDP does not get there; or it does not know this member's key (any more); \
+                 or a clock was set back since the last time"
+            );
+        }
+    }
+
+    /// Those that the daemon has not agreed on keys with. A daemon that cannot be asked is somebody else's matter.
+    fn silent(&self, claim: &Claim) -> Vec<&(String, String)> {
+        if self.gateways.is_empty() {
+            return Vec::new();
+        }
+        let status = Client::connect(claim.api_socket()).and_then(|mut client| client.status());
+        let Ok(Status { tunnels, .. }) = status else { return Vec::new() };
+        let has_answered = |network: &str| {
+            let tunnel = tunnels.iter().find(|tunnel| tunnel.name == network);
+            tunnel.is_some_and(|tunnel| tunnel.peers.iter().any(|p| p.handshake_age_ms.is_some()))
+        };
+        self.gateways.iter().filter(|(network, _)| !has_answered(network)).collect()
     }
 
     /// What the daemon is told beside what the user says.

@@ -99,6 +99,8 @@ pub(crate) struct Control {
     pub(crate) keeper: Option<Keeper>,
     /// None: nobody asked for one.
     pub(crate) server: Option<Server>,
+    /// For each tunnel, if somebody asked for them.
+    pub(crate) tunnel_servers: Vec<Server>,
     /// `stop` was asked for.
     pub(crate) is_stop_requested: bool,
 }
@@ -144,7 +146,7 @@ impl Control {
         let ends = [data_path, namespace.unwrap_or(signals), signals, exit.unwrap_or(signals)];
         let keeper = self.keeper.as_ref().and_then(Keeper::fd);
         let others = keeper.into_iter().chain(self.tunnels.fd()).map(|fd| (fd, PollFlags::POLLIN));
-        let others = others.chain(self.server.iter().flat_map(Server::interests));
+        let others = others.chain(self.servers().flat_map(Server::interests));
         let mut fds: Vec<PollFd<'_>> = ends
             .into_iter()
             .map(|fd| (fd, PollFlags::POLLIN))
@@ -160,8 +162,8 @@ impl Control {
     }
 
     fn timeout(&self) -> PollTimeout {
-        let server = self.server.as_ref().and_then(Server::deadline);
-        if self.is_stop_requested || self.server.as_ref().is_some_and(Server::has_more) {
+        let server = self.servers().filter_map(Server::deadline).min();
+        if self.is_stop_requested || self.servers().any(Server::has_more) {
             return PollTimeout::ZERO;
         }
         let follower = self.follower.as_ref().map(Follower::deadline);
@@ -204,6 +206,14 @@ impl Control {
             server.turn(now, &mut |call| self.answer(call));
             self.server = Some(server);
         }
+        for server in &mut self.tunnel_servers {
+            server
+                .turn(now, &mut |_| Err(ApiError::new(ErrorCode::UnknownMethod, "not asked here")));
+        }
+    }
+
+    fn servers(&self) -> impl Iterator<Item = &Server> {
+        self.server.iter().chain(&self.tunnel_servers)
     }
 
     fn on_news(&mut self, news: News) {

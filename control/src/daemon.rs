@@ -61,7 +61,7 @@ use crate::program::{Program, Setting};
 use crate::resolv::{RESOLV_CONF, ResolvConf};
 use crate::sandbox::{Entered, SandboxError};
 use crate::tunnels::{self, Tunnels};
-use crate::{host, inherited, logging, sandbox};
+use crate::{host, inherited, logging, sandbox, wireguard};
 
 /// Packets that may wait in the TAP to be read. The default of 1000 overflows when the guest sends small packets
 /// while another process has our core.
@@ -342,7 +342,9 @@ fn prepare(
     warnings.extend(first.warnings.iter().cloned());
     let (resolvers, resolv_conf) = resolvers(plan, &mut warnings);
     let Given { told, signals, exit, mut server, pcap } = given;
-    let keeper = keep(plan, name, resolv_conf, server.as_mut())?;
+    let mut tunnel_servers = wireguard::serve(plan.tunnel_api.as_deref(), tunnels.iter())?;
+    let servers = server.iter_mut().chain(&mut tunnel_servers).collect();
+    let keeper = keep(plan, name, resolv_conf, servers)?;
     warnings.extend(host::shortcomings(plan, &config));
     for warning in &warnings {
         tracing::warn!("{warning}");
@@ -385,6 +387,7 @@ fn prepare(
         tunnels,
         keeper,
         server,
+        tunnel_servers,
         is_stop_requested: false,
     };
     Ok(Prepared { control, first, setup, tunnels: threads })
@@ -402,18 +405,18 @@ fn keep(
     plan: &Plan,
     link: Option<OwnedPath>,
     resolv_conf: Option<ResolvConf>,
-    mut server: Option<&mut Server>,
+    mut servers: Vec<&mut Server>,
 ) -> Result<Option<Keeper>, DaemonError> {
     let pid_file = plan.pid_file.as_deref().map(write_pid_file).transpose()?;
-    let socket = server.as_mut().and_then(|server| server.take_name());
-    let files: Vec<_> = pid_file.into_iter().chain(socket).chain(link).collect();
+    let sockets: Vec<_> = servers.iter_mut().filter_map(|server| server.take_name()).collect();
+    let files: Vec<_> = pid_file.into_iter().chain(sockets).chain(link).collect();
     if resolv_conf.is_none() && files.is_empty() {
         return Ok(None);
     }
     let (keeper, doorman) = Keeper::start(Kept { resolv_conf, files }, plan.sandbox)
         .map_err(DaemonError::system("fork the process that keeps our files"))?;
-    if let Some(server) = server {
-        server.ask(doorman);
+    for server in servers {
+        server.ask(doorman.clone());
     }
     Ok(Some(keeper))
 }

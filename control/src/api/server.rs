@@ -16,6 +16,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
@@ -61,12 +62,16 @@ pub(crate) struct Server {
 impl Server {
     /// Listens. Nothing is answered before the first turn.
     pub(crate) fn start(api: &Api) -> Result<Self, SocketError> {
-        let socket = ApiSocket::bind(&api.path)?;
         let protocol: Box<dyn Protocol> = match api.protocol {
             ApiProtocol::Native => Box::new(Lines),
             ApiProtocol::Slirp4netns(guest) => Box::new(HostForwards(guest)),
         };
-        Ok(Self::new(socket, protocol))
+        Self::speaking(protocol, &api.path)
+    }
+
+    /// The same, for whatever is spoken there.
+    pub(crate) fn speaking(protocol: Box<dyn Protocol>, path: &Path) -> Result<Self, SocketError> {
+        Ok(Self::new(ApiSocket::bind(path)?, protocol))
     }
 
     fn new(socket: ApiSocket, protocol: Box<dyn Protocol>) -> Self {

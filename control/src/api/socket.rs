@@ -26,10 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Another daemon listens there.
-    #[error("another usernetd is using {}: give another --api-socket, or stop it", .0.display())]
+    #[error("another usernetd is using {}: choose another path, or stop it", .0.display())]
     InUse(PathBuf),
     /// Something else has the name.
-    #[error("{} exists and is not a socket: give another --api-socket", .0.display())]
+    #[error("{} exists and is not a socket: choose another path", .0.display())]
     NotASocket(PathBuf),
     /// The name does not fit into a socket address.
     #[error("{} is too long for a socket: at most 107 bytes", .0.display())]

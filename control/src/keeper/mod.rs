@@ -27,6 +27,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -78,11 +79,11 @@ pub(crate) struct Keeper {
     pid: Pid,
 }
 
-/// Asks the keeper who is connected.
-#[derive(Debug)]
+/// Asks the keeper who is connected. Clones ask by the same line, one after the other.
+#[derive(Clone, Debug)]
 pub(crate) struct Doorman {
     /// None: it did not answer.
-    questions: Option<OwnedFd>,
+    questions: Arc<Mutex<Option<OwnedFd>>>,
 }
 
 impl Keeper {
@@ -98,7 +99,7 @@ impl Keeper {
             ForkResult::Child => process::live(kept, its_news, its_questions, policy),
             ForkResult::Parent { child } => {
                 kept.files.into_iter().for_each(OwnedPath::leave);
-                let doorman = Doorman { questions: Some(questions) };
+                let doorman = Doorman { questions: Arc::new(Mutex::new(Some(questions))) };
                 Ok((Self { news: Some(news), pid: child }, doorman))
             }
         }
@@ -136,12 +137,13 @@ impl Drop for Keeper {
 impl Doorman {
     /// Whether the peer is root or the user whose daemon this is. Without an answer it is not.
     pub(crate) fn is_trusted(&mut self, stream: &UnixStream) -> bool {
-        let answer = self.questions.as_ref().map(|questions| ask(questions, stream));
+        let mut line = self.questions.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = line.as_ref().map(|questions| ask(questions, stream));
         match answer {
             Some(Ok(is_trusted)) => is_trusted,
             // An answer that comes later must not be taken for that to another question.
             Some(Err(_)) | None => {
-                self.questions = None;
+                *line = None;
                 false
             }
         }

@@ -65,6 +65,7 @@ impl Thread {
 }
 
 /// A tunnel that runs.
+#[derive(Clone)]
 pub(crate) struct Running {
     /// The device's name.
     pub(crate) name: String,

@@ -3,9 +3,11 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`file`](self::file) | a tunnel's file, read and named; the addresses behind host names |
+//! | `userspace` | the sockets by which `wg` reads and changes them |
 //! | `way_out` | what is still reached beside the tunnels, and who resolves names |
 
 pub mod file;
+mod userspace;
 mod way_out;
 
 use std::path::PathBuf;
@@ -15,6 +17,7 @@ use usernet_wireguard::Config;
 
 pub use file::TunnelFile;
 pub(crate) use file::resolve_endpoints;
+pub(crate) use userspace::serve;
 
 /// A tunnel of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -482,6 +482,8 @@ pub struct View {
     own: Vec<IpAddr>,
     /// Those, and others that nobody else on the link may have.
     taken: Vec<IpAddr>,
+    /// What the guest's routes lead to by the link.
+    plain_path: PlainPath,
     /// Where loopback clients of forwards get to.
     pub(crate) loopback_clients: LoopbackClients,
 }
@@ -513,13 +515,15 @@ impl View {
             host_via: access.host_via.clone(),
             own,
             taken,
+            plain_path: access.plain_path.clone(),
             loopback_clients: access.loopback_clients,
         }
     }
 
     /// How a host-side peer is shown to the guest. Loopback clients and services appear as the address by which
-    /// the guest reaches the host's loopback, or as the gateway; those from an address that the guest has too, as
-    /// what the guest calls that address; all others as themselves. None: there is nothing of that family.
+    /// the guest reaches the host's loopback, or as the gateway, and so do those whom the guest does not reach by the
+    /// link: it could not answer. Those from an address that the guest has too appear as what the guest calls that
+    /// address; all others as themselves. None: there is nothing of that family.
     pub fn as_seen_by_guest(&self, peer: IpAddr) -> Option<IpAddr> {
         let peer = peer.to_canonical();
         let is_near = match peer {
@@ -527,7 +531,11 @@ impl View {
             IpAddr::V6(ip) => ip.is_loopback() || ip.is_unspecified() || ip.is_unicast_link_local(),
         };
         let loopback = self.loopback[usize::from(peer.is_ipv6())];
-        if is_near {
+        let is_reached = match &self.plain_path {
+            PlainPath::Everything => true,
+            PlainPath::Only(networks) => networks.iter().any(|network| network.contains(peer)),
+        };
+        if is_near || !is_reached {
             return loopback;
         }
         if self.guest.contains(&peer) {
@@ -642,6 +650,9 @@ mod tests {
                 ("10.0.2.77:80", Target::Unreachable),
             ],
         );
+        let seen = |peer| rules.view.as_seen_by_guest(ip(peer));
+        assert_eq!(seen("192.0.2.1"), Some(ip("192.0.2.1")));
+        assert_eq!(seen("192.0.2.16"), Some(ip("10.0.2.2")), "the guest has no way back to it");
         let (config, access) = on_the_hosts_network();
         let access = Access { plain_path: PlainPath::Only(Vec::new()), ..access };
         let rules = Rules::new(&config, &access, vec![], vec![]);

@@ -288,7 +288,7 @@ const WRITTEN: &str = "a string takes what is written to it";
 
 /// The answer to a *set*, or to a request that failed.
 pub fn answer_errno(errno: Errno) -> String {
-    format!("errno={}\n\n", errno.0)
+    format!("errno={}\n\n", -errno.0)
 }
 
 /// The answer to a *get*. It holds the secrets: the protocol is for those who may read them.

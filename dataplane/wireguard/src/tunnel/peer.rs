@@ -14,7 +14,8 @@
 //!
 //! New keys after 120 seconds need no timer: they are made when there is traffic, and traffic polls ([`Timing::is_stale`]).
 //! boringtun's notion of the present is the time of the last poll, which is why one comes before whatever looks at
-//! the clock.
+//! the clock. There is one time when it may not be polled ([`Timing::is_misled`]): it counts the 15 seconds from when
+//! the peer was heard, not from what it has not answered, so that any packet after a pause would cost a handshake.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -35,6 +36,8 @@ const RETRY_JITTER_MS: u64 = 333;
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// Data is answered, if only by an empty packet (`KEEPALIVE_TIMEOUT`).
 const OWED_WITHIN: Duration = Duration::from_secs(10);
+/// Keys are renewed (`REKEY_AFTER_TIME`).
+const RENEWED_AFTER: Duration = Duration::from_secs(120);
 /// Keys end (`REJECT_AFTER_TIME`), and one second.
 const KEYS_END_AFTER: Duration = Duration::from_secs(181);
 /// All that is left of the handshake ends (three times that), and one second.
@@ -151,6 +154,8 @@ pub(super) struct Timing {
     pub(super) attempt: Option<Instant>,
     /// That this attempt takes long has been said.
     pub(super) is_told: bool,
+    /// The last packet from the peer.
+    heard: Option<Instant>,
     /// The last packet either way.
     traversed: Option<Instant>,
     /// When keys, or what is left of a handshake, are to be forgotten.
@@ -173,7 +178,17 @@ pub(super) enum Due {
 impl Timing {
     /// Whether boringtun has to be told the time before it does anything.
     pub(super) fn is_stale(&self, now: Instant) -> bool {
-        self.polled.is_none_or(|polled| now.since(polled) >= POLL_INTERVAL)
+        self.polled.is_none_or(|polled| now.since(polled) >= POLL_INTERVAL) && !self.is_misled(now)
+    }
+
+    /// Whether boringtun would ask for new keys although an answer may still come. It never is for longer than 15 seconds, and
+    /// not while a handshake is under way or due.
+    pub(super) fn is_misled(&self, now: Instant) -> bool {
+        let is_within = |since: Option<Instant>, limit| since.is_some_and(|t| now < t + limit);
+        self.attempt.is_none()
+            && is_within(self.unanswered, ANSWER_WITHIN)
+            && !is_within(self.heard, ANSWER_WITHIN - Duration::from_secs(1))
+            && is_within(self.session, RENEWED_AFTER)
     }
 
     pub(super) fn on_polled(&mut self, now: Instant) {
@@ -193,7 +208,7 @@ impl Timing {
     }
 
     pub(super) fn on_heard(&mut self, now: Instant, is_data: bool) {
-        self.traversed = Some(now);
+        (self.traversed, self.heard) = (Some(now), Some(now));
         self.unanswered = None;
         if is_data {
             self.owed.get_or_insert(now);

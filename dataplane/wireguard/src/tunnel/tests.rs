@@ -15,6 +15,8 @@ use crate::uapi::{Changes, PeerChange};
 
 mod carriage;
 mod hostility;
+#[cfg(feature = "simulated-clock")]
+mod simulation;
 
 /// What came out of a tunnel.
 #[derive(Default)]

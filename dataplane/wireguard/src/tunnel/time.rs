@@ -24,7 +24,9 @@ impl Tunnel {
             let id = PeerId(slot as u32);
             let Some(peer) = &self.peers[slot] else { continue };
             if peer.deadline().is_some_and(|deadline| deadline <= now) {
-                self.poll(id, now, out);
+                if !peer.timing.is_misled(now) {
+                    self.poll(id, now, out);
+                }
                 self.run_due(id, now, out);
             }
             self.arm(id);

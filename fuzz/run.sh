@@ -13,7 +13,7 @@ cd "$(dirname "$0")" || exit 1
 
 seconds=${1:-60}
 seed=${FUZZ_SEED:-1}
-targets=(frames sequences services spec compat api)
+targets=(frames sequences services spec compat api tunnel)
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 

@@ -1,4 +1,4 @@
-//! After start and warm-up, traffic flows through a shard without a single allocation.
+//! After start and warm-up, traffic flows through a shard, and through a tunnel, without a single allocation.
 //!
 //! The allocator of this test counts; the test drives a `Shard` by hand with a fixed set of buffers, since the simulator
 //! around it allocates freely. Each thread counts its own: the one that waits for the test may allocate meanwhile.
@@ -8,13 +8,14 @@ use std::cell::Cell;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use usernet_core::op::{Checksum, HEADROOM};
+use usernet_core::op::{Checksum, Gso, HEADROOM};
 use usernet_core::packet::build::{self, IpHeader};
 use usernet_core::rules::{Access, HostLoopback};
 use usernet_core::{
     Config, Counter, Input, Instant, LeaseId, Offload, Op, Outbox, PeekedThen, Rules, Shard,
-    SocketId, Span,
+    SocketId, Span, Tunnel as _, TunnelOut,
 };
+use usernet_wireguard::PrivateKey;
 
 struct Counting;
 
@@ -314,4 +315,109 @@ fn frames_flow_without_an_allocation() {
     assert!(counters.value(Counter::BytesToGuest) > 20_000_000, "data went to the guest");
     assert_eq!(bench.shard.leases_held(), 0);
     assert_eq!(bench.desk.free.len(), 128, "every lease came back");
+}
+
+/// Two ends of a tunnel and what goes between them, in room set aside beforehand.
+struct Ends {
+    ends: [usernet_wireguard::Tunnel; 2],
+    out: Sent,
+    packet: Vec<u8>,
+}
+
+/// The trains that one end has sent, and how much its guest got.
+struct Sent {
+    bytes: Vec<u8>,
+    trains: Vec<(usize, usize)>,
+    to_guest: usize,
+}
+
+impl TunnelOut for Sent {
+    fn to_wire(&mut self, _to: SocketAddr, train: &[u8], size: usize) {
+        assert!(self.bytes.len() + train.len() <= self.bytes.capacity(), "the test has room");
+        assert!(self.trains.len() < self.trains.capacity(), "the test has room");
+        self.bytes.extend_from_slice(train);
+        self.trains.push((train.len(), size));
+    }
+
+    fn to_guest(&mut self, packet: &[u8], _offload: Offload) {
+        self.to_guest += packet.len();
+    }
+}
+
+impl Ends {
+    fn new() -> Self {
+        let keys = [PrivateKey::from_bytes([1; 32]), PrivateKey::from_bytes([2; 32])];
+        let end = |ours: &PrivateKey, theirs: &PrivateKey| {
+            let text = format!(
+                "[Interface]\nPrivateKey = {}\n[Peer]\nPublicKey = {}\nEndpoint = 192.0.2.1:1\n\
+                 AllowedIPs = 0.0.0.0/0\n",
+                *ours.to_base64(),
+                theirs.public(),
+            );
+            let parsed = usernet_wireguard::conf::parse("test", &text).expect("it is a file");
+            usernet_wireguard::Tunnel::new(&parsed.config, 1)
+        };
+        let out = Sent {
+            bytes: Vec::with_capacity(1 << 18),
+            trains: Vec::with_capacity(64),
+            to_guest: 0,
+        };
+        let ends = [end(&keys[0], &keys[1]), end(&keys[1], &keys[0])];
+        Self { ends, out, packet: vec![0; 65_535] }
+    }
+
+    /// A guest sends `len` bytes of UDP, cut into datagrams of `size`, and everything that follows is delivered.
+    fn send(&mut self, from: usize, len: usize, size: u16) {
+        let ip = IpHeader {
+            source_mac: Default::default(),
+            destination_mac: Default::default(),
+            source: Ipv4Addr::new(10, 0, 0, 1).into(),
+            destination: Ipv4Addr::new(10, 0, 0, 2).into(),
+            protocol: 17,
+            tos: 0,
+            hop_limit: 64,
+        };
+        let packet = &mut self.packet[..28 + len];
+        ip.write_ip(packet, 8 + len);
+        packet[20..24].copy_from_slice(&[1, 1, 2, 2]);
+        packet[24..26].copy_from_slice(&(8 + len as u16).to_be_bytes());
+        packet[26..28].copy_from_slice(&ip.pseudo_header(8 + len).folded().to_be_bytes());
+        let gso = if len > usize::from(size) { Gso::Udp { size } } else { Gso::None };
+        let offload = Offload { checksum: Checksum::Partial { start: 20, offset: 6 }, gso };
+        self.ends[from].on_packet(Instant::ZERO, packet, offload, &mut self.out);
+        self.ends[from].flush(Instant::ZERO, &mut self.out);
+        let mut to = 1 - from;
+        while !self.out.trains.is_empty() {
+            let mut arrived = [(0, 0); 64];
+            let count = self.out.trains.len();
+            arrived[..count].copy_from_slice(&self.out.trains);
+            let mut bytes = [0; 140_000];
+            bytes[..self.out.bytes.len()].copy_from_slice(&self.out.bytes);
+            self.out.trains.clear();
+            self.out.bytes.clear();
+            let mut at = 0;
+            let source = SocketAddr::from(([192, 0, 2, 1], 1));
+            for &(len, size) in &arrived[..count] {
+                let train = &mut bytes[at..at + len];
+                self.ends[to].on_datagrams(Instant::ZERO, source, train, size, &mut self.out);
+                at += len;
+            }
+            self.ends[to].flush(Instant::ZERO, &mut self.out);
+            to = 1 - to;
+        }
+    }
+}
+
+#[test]
+fn packets_cross_a_tunnel_without_an_allocation() {
+    let mut ends = Ends::new();
+    ends.send(0, 100, 1_000);
+    assert_eq!(ends.out.to_guest, 128, "there is a session");
+    let before = ALLOCATIONS.get();
+    for round in 0..200 {
+        ends.send(round % 2, 60_000, 1_372);
+        ends.send(round % 2, 100, 1_372);
+    }
+    assert_eq!(ALLOCATIONS.get() - before, 0);
+    assert_eq!(ends.out.to_guest, 128 + 200 * (60_028 + 128));
 }

@@ -566,6 +566,34 @@ mod tests {
         }
 
         #[test]
+        fn cut_in_place_comes_out_the_same(
+            is_v4 in any::<bool>(), is_tcp in any::<bool>(), len in 1usize..20_000, size in 1u16..3_000,
+        ) {
+            let payload = bytes(len);
+            let (frame, offload) = if is_tcp {
+                let (frame, checksum) = tcp_frame(is_v4, 12, &payload);
+                let gso = if is_v4 { Gso::Tcp4 { size } } else { Gso::Tcp6 { size } };
+                (frame, Offload { checksum, gso })
+            } else {
+                udp_frame(is_v4, &payload, size, u16::MAX)
+            };
+            let mut apart = vec![];
+            let _ = cut(&frame, offload, u16::MAX, 0, &mut |headers, payload| {
+                let mut piece = headers[ETHERNET_BYTES..].to_vec();
+                piece.extend_from_slice(payload);
+                apart.push(piece);
+            });
+            let Checksum::Partial { start, offset } = offload.checksum else { unreachable!() };
+            let start = start - ETHERNET_BYTES as u16;
+            let offload = Offload { checksum: Checksum::Partial { start, offset }, ..offload };
+            let mut packet = frame[ETHERNET_BYTES..].to_vec();
+            let mut in_place = vec![];
+            let done = cut_in_place(&mut packet, offload, &mut |piece| in_place.push(piece.to_vec()));
+            prop_assert_eq!(done, Ok(()));
+            prop_assert_eq!(in_place, apart);
+        }
+
+        #[test]
         fn a_trains_datagrams_keep_their_size(
             is_v4 in any::<bool>(),
             len in 1usize..20_000,
@@ -615,6 +643,8 @@ mod tests {
             let gso = [Gso::None, Gso::Tcp4 { size }, Gso::Tcp6 { size }, Gso::Udp { size }, Gso::Fragment];
             let offload = Offload { checksum: Checksum::Partial { start, offset }, gso: gso[usize::from(kind)] };
             let _ = cut(&frame, offload, mtu, 0, &mut |_, _| {});
+            let mut packet = frame.get(14..).unwrap_or_default().to_vec();
+            let _ = cut_in_place(&mut packet, offload, &mut |_| {});
             complete_checksum(&mut frame, &offload);
         }
     }

@@ -63,8 +63,8 @@ impl Tunnel {
         let seed = self.chance();
         self.gate = Gate::new(secret(key.as_ref()), seed);
         self.private_key = key;
-        if let Some(own) = self.private_key.as_ref().map(PrivateKey::public)
-            && let Some(&id) = self.by_key.get(&own)
+        if let Some(&id) = self.by_key.get(&self.gate.public())
+            && self.private_key.is_some()
         {
             self.remove(id);
         }

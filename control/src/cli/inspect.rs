@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use super::error::Error;
 use super::instance::{Instance, Registry};
 use super::output::{Output, Table, bytes, span};
-use crate::api::{Client, ClientError, FlowEntry, Flows, Forwards, Network, Status};
+use crate::api::{
+    Client, ClientError, FlowEntry, Flows, Forwards, Network, Status, TunnelPeer, TunnelStatus,
+};
 use crate::forwards::Direction;
 use crate::sandbox::{Policy, Report};
 use crate::spec::Spec;
@@ -165,6 +167,9 @@ fn status_text(instance: &Instance, status: &Status) -> String {
     for (label, value) in lines {
         text.push_str(&format!("{label:<14} {value}\n"));
     }
+    for tunnel in &status.tunnels {
+        text.push_str(&tunnel_text(tunnel));
+    }
     for missing in &status.sandbox.missing {
         text.push_str(&format!("{:<14} {missing}\n", "not confined"));
     }
@@ -174,6 +179,32 @@ fn status_text(instance: &Instance, status: &Status) -> String {
     text.push_str("\ncounters\n");
     for (name, count) in status.counters.iter().filter(|(_, count)| **count > 0) {
         text.push_str(&format!("{count:>14} {name}\n"));
+    }
+    for TunnelStatus { name: tunnel, counters, .. } in &status.tunnels {
+        for (name, count) in counters.iter().filter(|(_, count)| **count > 0) {
+            text.push_str(&format!("{count:>14} {tunnel} {name}\n"));
+        }
+    }
+    text
+}
+
+/// A tunnel and its peers.
+fn tunnel_text(tunnel: &TunnelStatus) -> String {
+    let TunnelStatus { name, addresses, listen_port, running, peers, .. } = tunnel;
+    let state = if *running { format!("port {listen_port}") } else { "has ended".to_owned() };
+    let addresses = addresses.join(" ");
+    let mut text = format!("{:<14} {name}, {addresses}, {state}\n", "tunnel");
+    for peer in peers {
+        let TunnelPeer { public_key, endpoint, handshake_age_ms, .. } = peer;
+        let at = endpoint.map_or("nobody knows where".to_owned(), |at| format!("at {at}"));
+        let heard = handshake_age_ms
+            .map_or("never heard".to_owned(), |age| format!("handshake {} ago", span(age)));
+        text.push_str(&format!(
+            "{:<14} {public_key} {at}, {heard}, {} from and {} to it\n",
+            "  peer",
+            bytes(peer.bytes_from_peer),
+            bytes(peer.bytes_to_peer),
+        ));
     }
     text
 }

@@ -282,6 +282,7 @@ impl World {
         let mut left = if choice & 8 == 0 { there } else { u32::from(amount) % there + 1 };
         // Whether the host's side knows that the stream ends behind what it gives.
         let ends = stream.has_ended && peek.offset + left == stream.queued && choice & 16 == 0;
+        let is_all = !stream.has_ended && peek.offset + left == stream.queued;
         while left > 0 && self.is_alive(socket) {
             // The last buffer ends the answer: the driver has no other.
             let Some(lease) = self.ledger.claim() else { return self.peek_nothing(socket) };
@@ -294,6 +295,8 @@ impl World {
             let then = match more {
                 true => PeekedThen::More,
                 false if ends && is_whole => PeekedThen::End,
+                // Whatever comes behind it is told.
+                false if is_whole && is_all && choice & 32 == 0 => PeekedThen::Empty,
                 false => PeekedThen::Unknown,
             };
             let input = Input::Peeked { socket, lease, bytes: &mut bytes, then };

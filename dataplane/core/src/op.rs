@@ -8,8 +8,8 @@
 //! - **One outstanding.** The core has at most one `Send` run and one `Peek` outstanding per socket.
 //! - **Nothing would block.** A `Send` that finds the socket full waits in the driver until at least one
 //!   byte is taken; the core never sees `EAGAIN`.
-//! - **Edge triggered.** After an [`Input::Connected`], an [`Op::Adopt`] or an [`Input::PeekEmpty`], an
-//!   [`Input::Readable`] follows as soon as there is something to peek at, the end of the stream included. A spurious
+//! - **Edge triggered.** After an [`Input::Connected`], an [`Op::Adopt`], an [`Input::PeekEmpty`] or a
+//!   [`PeekedThen::Empty`], an [`Input::Readable`] follows as soon as there is something to peek at, the end of the stream included. A spurious
 //!   `Readable` is harmless.
 //! - **Stale is silent.** [`Op::Close`] ends a [`SocketId`]: nothing is told for it any more, whatever
 //!   was outstanding, and leases of an outstanding `Send` run return to the driver by themselves.
@@ -362,6 +362,8 @@ pub enum PeekedThen {
     More,
     /// Not known: the next `Peek` says it.
     Unknown,
+    /// Nothing for now, as after [`Input::PeekEmpty`]: an [`Input::Readable`] will come.
+    Empty,
     /// The end of the stream: nothing will ever come behind these bytes.
     End,
 }

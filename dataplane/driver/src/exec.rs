@@ -264,9 +264,11 @@ impl<B: Backend> Engine<B> {
             Ok(0) => self.tell(Input::PeekEmpty { socket }),
             Ok(_) => {
                 let is_short = got < (request.len as usize).min(count * request.chunk());
-                let is_end = is_short && stream.is_at_end(&self.waste);
-                stream.end_was_told |= is_end;
-                let then = if is_end { PeekedThen::End } else { PeekedThen::Unknown };
+                let then = match is_short {
+                    true => stream.after_short_peek(&self.waste),
+                    false => PeekedThen::Unknown,
+                };
+                stream.end_was_told |= then == PeekedThen::End;
                 self.on_peeked(socket, request, &leases[..used], got, then);
             }
             Err(error) if sys::would_block(&error) => self.tell(Input::PeekEmpty { socket }),

@@ -54,4 +54,5 @@ pub use setup::{
     BUSY_POLL, BackendChoice, DriverError, Link, LinkKind, LinkOffload, NamespaceSockets, Outbound,
     Setup,
 };
+pub use stream::TCP_INQ;
 pub use tunnel::{ListenError, TunnelEnded, TunnelHandle, TunnelWorker, Wire};

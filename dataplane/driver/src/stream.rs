@@ -16,10 +16,11 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use usernet_core::op::{CloseHow, HEADROOM};
-use usernet_core::{LeaseId, Span};
+use usernet_core::{LeaseId, PeekedThen, Span};
 
 use crate::address::SockAddr;
 use crate::arena::{Arena, LARGE_ROOM};
+use crate::control::Control;
 use crate::retry::Patience;
 use crate::setup::Outbound;
 use crate::sys;
@@ -76,6 +77,24 @@ pub(crate) struct Parked {
     pub(crate) patience: Patience,
 }
 
+/// Has `recvmsg` tell how many bytes are in the receive queue (`linux/tcp.h`, Linux 4.18): the kind of its message, too.
+pub const TCP_INQ: i32 = 36;
+
+/// Short peeks of a stream that are followed by another one. A connection for one request need not set an option.
+const COUNT_AFTER: u8 = 1;
+
+/// Whether the kernel tells a stream's peeks how much is there ([`TCP_INQ`]). Where it does, and the peek took all of it,
+/// nobody has to peek once more to be told that there is nothing: a call less per request and answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Count {
+    /// It will be asked to, after so many short peeks more.
+    After(u8),
+    /// It does.
+    Told,
+    /// It cannot.
+    Never,
+}
+
 /// See the [module](self).
 pub(crate) struct Stream {
     fd: OwnedFd,
@@ -86,6 +105,10 @@ pub(crate) struct Stream {
     to_consume: u32,
     /// The peer has ended its stream: what has come is all there will be.
     pub(crate) hung_up: bool,
+    /// Whether peeks are told how much is there: asked for once the stream has been emptied a few times.
+    count: Count,
+    /// The last peek took all there was.
+    is_empty: bool,
     /// The core has been told of the end of the stream: it will not peek again.
     pub(crate) end_was_told: bool,
     /// A send that waits; allocated when it first happens.
@@ -119,6 +142,8 @@ impl Stream {
             peek_place: None,
             to_consume: 0,
             hung_up: false,
+            count: Count::After(COUNT_AFTER),
+            is_empty: false,
             end_was_told: false,
             parked: None,
         };
@@ -188,6 +213,16 @@ impl Stream {
             *buffer = arena.iovec(Span { lease, start: HEADROOM as u32, len: len as u32 });
         }
         let buffers = &mut buffers[..skips + leases.len()];
+        self.is_empty = false;
+        if self.count == Count::Told {
+            let mut control = Control::empty();
+            // SAFETY: the leases were taken for this peek and are shown to nobody yet.
+            let (got, queued) = unsafe { sys::peek_and_count(self.fd(), buffers, &mut control) }?;
+            self.peek_place = Some(place + got as u32);
+            // A FIN counts as a byte: nobody takes that one.
+            self.is_empty = queued == self.peek_place;
+            return Ok(got);
+        }
         // SAFETY: the leases were taken for this peek and are shown to nobody yet; the waste area is nobody's.
         let got = unsafe { sys::peek(self.fd(), buffers) }?;
         if !waste.is_needed {
@@ -210,10 +245,33 @@ impl Stream {
         Ok(got.saturating_sub(place as usize))
     }
 
+    /// What follows the bytes of a peek that got less than it asked for. That alone does not say that the queue is empty: a
+    /// read also stops at urgent data.
+    pub(crate) fn after_short_peek(&mut self, waste: &Waste) -> PeekedThen {
+        if self.hung_up {
+            return if self.is_at_end(waste) { PeekedThen::End } else { PeekedThen::Unknown };
+        }
+        if self.is_empty {
+            return PeekedThen::Empty;
+        }
+        self.count = match self.count {
+            Count::After(0) if !waste.is_needed => {
+                match sys::set_option(self.fd(), libc::IPPROTO_TCP, TCP_INQ, 1) {
+                    Ok(()) => Count::Told,
+                    Err(_) => Count::Never,
+                }
+            }
+            Count::After(times) => Count::After(times.saturating_sub(1)),
+            Count::Told => Count::Told,
+            Count::Never => Count::Never,
+        };
+        PeekedThen::Unknown
+    }
+
     /// Whether the stream ends where the last peek ended, as far as that can be said for the price of one call. Known
     /// early, the FIN goes with the last bytes, which spares the guest and us a frame each way.
-    pub(crate) fn is_at_end(&self, waste: &Waste) -> bool {
-        if !self.hung_up || waste.is_needed {
+    fn is_at_end(&self, waste: &Waste) -> bool {
+        if waste.is_needed {
             return false;
         }
         let mut byte = [0_u8; 1];
@@ -439,6 +497,57 @@ mod tests {
             let told = peek(&mut stream, &mut arena, &mut waste, 6, 100).expect_err("reset");
             assert_eq!(told.kind(), io::ErrorKind::ConnectionReset);
         }
+    }
+
+    /// One short peek, and what follows its bytes. Bytes sent before are there: the loopback delivers within the call.
+    fn after_peek(stream: &mut Stream, offset: u32) -> (usize, PeekedThen) {
+        let mut arena = Arena::new(256).expect("memory");
+        let mut waste = Waste::new(!crate::caps::Caps::probe().tcp_peek_offset);
+        let lease = arena.take_large().expect("room");
+        let request = PeekRequest { offset, len: 60_000, chunk: 60_000 };
+        let got = stream.peek(&arena, request, &[lease], &mut waste).expect("bytes are there");
+        let then = stream.after_short_peek(&waste);
+        arena.release(lease);
+        (got, then)
+    }
+
+    #[test]
+    fn a_stream_that_was_emptied_twice_tells_that_it_is_empty() {
+        if !crate::caps::Caps::probe().tcp_peek_offset {
+            return;
+        }
+        let (mut stream, mut far) = pair();
+        let mut at = 0;
+        for then in [PeekedThen::Unknown, PeekedThen::Unknown, PeekedThen::Empty] {
+            far.write_all(b"answer").expect("room");
+            assert_eq!(after_peek(&mut stream, at), (6, then));
+            at += 6;
+        }
+        stream.consume(at);
+        stream.settle().expect("bytes are there");
+        far.write_all(b"more").expect("room");
+        assert_eq!(after_peek(&mut stream, 0), (4, PeekedThen::Empty));
+        far.write_all(b"last").expect("room");
+        drop(far);
+        assert_eq!(after_peek(&mut stream, 4), (4, PeekedThen::Unknown), "the end is there, too");
+    }
+
+    #[test]
+    fn a_peek_that_stops_at_urgent_data_does_not_say_that_nothing_follows() {
+        if !crate::caps::Caps::probe().tcp_peek_offset {
+            return;
+        }
+        let (mut stream, mut far) = pair();
+        for at in 0..3 {
+            far.write_all(b"a").expect("room");
+            after_peek(&mut stream, at);
+        }
+        far.write_all(b"before").expect("room");
+        let urgent = rustix::net::SendFlags::OOB;
+        assert_eq!(rustix::net::send(&far, b"!", urgent).expect("room"), 1);
+        far.write_all(b"behind").expect("room");
+        assert_eq!(after_peek(&mut stream, 3), (6, PeekedThen::Unknown));
+        assert_eq!(after_peek(&mut stream, 9), (7, PeekedThen::Empty));
     }
 
     #[test]

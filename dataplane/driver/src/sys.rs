@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 use crate::address::SockAddr;
+use crate::control::{self, CONTROL_BYTES, Control};
+use crate::stream::TCP_INQ;
 
 /// -1 is an error, and errno says which.
 pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -154,6 +156,29 @@ pub(crate) unsafe fn peek(fd: BorrowedFd<'_>, buffers: &mut [libc::iovec]) -> io
     let mut message = message(buffers.as_mut_ptr(), buffers.len());
     // SAFETY: the list is valid, its buffers by the caller's promise.
     check_bytes(unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, flags) })
+}
+
+/// The same with a count of the bytes in the queue, those before the place of the peek included, where the socket was asked
+/// for it ([`TCP_INQ`](crate::TCP_INQ)).
+///
+/// # Safety
+///
+/// As [`peek`].
+pub(crate) unsafe fn peek_and_count(
+    fd: BorrowedFd<'_>,
+    buffers: &mut [libc::iovec],
+    control: &mut Control,
+) -> io::Result<(usize, Option<u32>)> {
+    let mut message = message(buffers.as_mut_ptr(), buffers.len());
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = CONTROL_BYTES as _;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the lists are valid, the buffers by the caller's promise.
+    let got = check_bytes(unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, flags) })?;
+    let mut entries = control.entries(message.msg_controllen);
+    let count = entries.find(|(level, kind, _)| (*level, *kind) == (libc::SOL_TCP, TCP_INQ));
+    let count = count.and_then(|(_, _, data)| control::int(data));
+    Ok((got, count.and_then(|count| u32::try_from(count).ok())))
 }
 
 /// Removes bytes from the front of a TCP receive queue without copying them (`MSG_TRUNC`, tcp(7)).

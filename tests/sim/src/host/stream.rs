@@ -252,7 +252,13 @@ impl Stream {
         self.peeked = self.peeked.max(at);
         // The driver does not always know the end as soon as it is there.
         let is_end = has_closed && at == written && env.choices.chance(env.faults.spurious);
-        let then = if is_end { PeekedThen::End } else { PeekedThen::Unknown };
+        let is_empty = !has_closed && at == written && env.choices.chance(env.faults.spurious);
+        self.is_armed |= is_empty;
+        let then = match (is_end, is_empty) {
+            (true, _) => PeekedThen::End,
+            (false, true) => PeekedThen::Empty,
+            (false, false) => PeekedThen::Unknown,
+        };
         Some(Told::Peeked(self.socket, leases, then))
     }
 

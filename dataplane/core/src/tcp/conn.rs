@@ -4,6 +4,7 @@ use core::net::SocketAddr;
 use core::time::Duration;
 
 use super::kept::KeptQueue;
+use super::patience::Patience;
 use super::segment::{ACK, Header};
 use super::seq::Seq;
 use crate::config::{Config, MacAddr};
@@ -115,6 +116,8 @@ pub(crate) struct Conn {
     pub(crate) sending_leases: u32,
     /// An acknowledgement is owed at the end of the turn, whatever else.
     pub(crate) ack_now: bool,
+    /// Whether acknowledgements wait for an answer.
+    pub(crate) patience: Patience,
     /// ECN (RFC 3168): congestion was seen and is echoed until the guest says CWR.
     pub(crate) echo_congestion: bool,
     /// ECN was negotiated.
@@ -198,6 +201,7 @@ impl Conn {
             frame_bytes: u32::from(MSS_MIN),
             sending_leases: 0,
             ack_now: false,
+            patience: Patience::default(),
             echo_congestion: false,
             is_ecn: false,
             to_guest: ToGuest::Open,
@@ -290,6 +294,7 @@ impl Conn {
         let field = wanted.div_ceil(unit).min(u32::from(u16::MAX)) as u16;
         self.edge = (self.expected + u32::from(field) * unit).latest(self.edge);
         self.acked = self.expected;
+        self.patience.owed = None;
         field
     }
 

@@ -160,6 +160,7 @@ impl Tcp {
             kept.push(&mut conn.kept, accepted.span);
             conn.expected = conn.expected + accepted.span.len;
             conn.bytes_from_guest += u64::from(accepted.span.len);
+            conn.patience.on_payload(ctx.now);
             conn.frame_bytes = smoothed(conn.frame_bytes, accepted.span.len);
             self.pull_ahead(ctx, flow);
         }
@@ -307,6 +308,10 @@ impl Tcp {
         if !conn.ack_now && conn.acked == conn.expected && !opens {
             return;
         }
+        if !conn.ack_now && !opens && self.waits_with_ack(ctx, flow) {
+            return;
+        }
+        let conn = self.conn_mut(flow);
         conn.ack_now = false;
         let echo = if conn.echo_congestion { ECE } else { 0 };
         let field = conn.advertise(window);

@@ -15,7 +15,7 @@
 //!   its own: the guest's FIN becomes a shutdown once all it sent has been taken; the host's end becomes a FIN behind
 //!   its last byte.
 //!
-//! [`handshake`] opens, [`from_guest`] and [`to_guest`] are the halves, [`ending`] closes, [`timers`] waits. All
+//! [`handshake`] opens, [`from_guest`] and [`to_guest`] are the halves, [`ending`] closes, [`timers`] and [`patience`] wait. All
 //! that can wait until the end of a turn (acknowledgements, sends, peeks) is done once per flow in [`Tcp::flush`].
 
 mod conn;
@@ -23,6 +23,7 @@ mod ending;
 mod from_guest;
 mod handshake;
 mod kept;
+mod patience;
 mod segment;
 mod seq;
 mod timers;
@@ -50,6 +51,7 @@ use crate::wheel::Wheel;
 
 use conn::{Conn, FromGuest, State, ToGuest};
 use kept::KeptSpans;
+use patience::Waiting;
 use segment::Segment;
 
 /// A slot of the table.
@@ -68,6 +70,8 @@ pub(crate) struct Tcp {
     hasher: Hasher,
     kept: KeptSpans,
     wheel: Wheel,
+    /// Flows whose acknowledgement waits for an answer to take it along.
+    waiting: Waiting,
     /// Flows to look at when the turn ends; each at most once.
     dirty: Vec<u32>,
     /// Flows whose handshake is not complete.
@@ -87,6 +91,7 @@ impl Tcp {
             hasher: hasher(config.seed),
             kept: KeptSpans::new(config.limits.leases),
             wheel: Wheel::new(config.limits.flows),
+            waiting: Waiting::new(),
             dirty: Vec::with_capacity(flows),
             half_open: 0,
             now: Instant::ZERO,
@@ -193,7 +198,7 @@ impl Tcp {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.wheel.next_deadline()
+        [self.wheel.next_deadline(), self.waiting.next_deadline()].into_iter().flatten().min()
     }
 
     /// Leases with payload that the host has not taken.
@@ -264,6 +269,7 @@ impl Tcp {
         assert!(!conn.next.is_before(conn.unacked), "what is acknowledged was sent");
         assert!(!conn.sent_max.is_before(conn.next), "sent_max is the highest");
         assert!(!conn.expected.is_before(conn.acked), "what we acknowledged was received");
+        assert!(!conn.patience.is_waiting() || conn.expected != conn.acked, "something is owed");
         if conn.state == State::Open {
             assert!(!conn.edge.is_before(conn.expected), "nothing beyond the window was taken");
             assert!(conn.to_guest == ToGuest::Done || !conn.unacked.is_before(conn.queue_start));
@@ -298,7 +304,8 @@ impl Tcp {
     }
 
     /// A slot for a flow; none when the table is full.
-    fn add(&mut self, conn: Conn) -> Option<u32> {
+    fn add(&mut self, mut conn: Conn) -> Option<u32> {
+        conn.patience = self.waiting.patience();
         self.half_open += u32::from(is_half_open(conn.state));
         self.used += 1;
         if let Some(flow) = self.free {

@@ -224,6 +224,9 @@ impl Tcp {
         if then == PeekedThen::End && !is_void && conn.to_guest == ToGuest::Open {
             conn.to_guest = ToGuest::Ending(at + len);
         }
+        if then == PeekedThen::Empty && !is_void {
+            conn.is_readable = false;
+        }
         if then != PeekedThen::More {
             self.mark(flow);
         }
@@ -241,6 +244,7 @@ impl Tcp {
         bytes: &mut [u8],
         then: PeekedThen,
     ) {
+        self.on_answer(ctx, flow);
         let window = self.advertised(ctx, flow);
         let conn = self.conn_mut(flow);
         let len = (bytes.len() - HEADROOM) as u32;

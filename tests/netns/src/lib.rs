@@ -26,6 +26,7 @@ pub mod lab;
 pub mod process;
 pub mod skip;
 pub mod trixie;
+pub mod tunnel;
 pub mod wireguard;
 
 pub use daemon::{Backend, Daemon};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::lab::{Lab, Namespace, search_path};
 use crate::process::{Done, Running, wait_until};
-use crate::{skip, trixie};
+use crate::{skip, trixie, tunnel};
 
 /// The device of a peer.
 pub const DEVICE: &str = "wg0";
@@ -104,6 +104,8 @@ pub struct Peer {
     program: Running,
     /// Where it runs, and where its device is.
     pub namespace: Namespace,
+    /// Whose program it is.
+    pub implementation: Implementation,
 }
 
 impl Peer {
@@ -118,17 +120,17 @@ impl Peer {
     #[track_caller]
     pub fn start_program(lab: &Lab, implementation: Implementation, from: &Path) -> Self {
         let namespace = lab.guest();
-        namespace.admin(&["sh", "-c", "mount -t tmpfs tmpfs /run && mkdir /run/wireguard"]);
+        namespace.admin(&["sh", "-c", &tunnel::make_folder()]);
         let program = copy(lab, implementation, from);
         // wireguard-go takes the socket's folder from its build, boringtun from its source: /var/run both.
         let command = implementation.command(&program);
         let mut running = namespace.spawn(&[&["env", "LOG_LEVEL=error"], &command[..]].concat());
-        let socket = format!("/run/wireguard/{DEVICE}.sock");
+        let socket = format!("{}/{DEVICE}.sock", tunnel::API_FOLDER);
         let is_ready = wait_until(READY_MAX, || {
             namespace.run(&["test", "-S", &socket]).is_ok() || !running.is_running()
         });
         assert!(is_ready && running.is_running(), "{from:?}: {}{}", running.out(), running.err());
-        Self { program: running, namespace }
+        Self { program: running, namespace, implementation }
     }
 
     /// Runs `wg` on it; it succeeds.

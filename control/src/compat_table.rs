@@ -54,9 +54,10 @@ impl CompatTable {
         self.rows().map(|row| row.option).collect()
     }
 
-    /// The options of a command line.
+    /// The options of a command line that are the original's too: ours have a heading of their own.
     pub(crate) fn declared_by(command: &clap::Command) -> Vec<&str> {
-        command.get_arguments().filter_map(|arg| arg.get_long()).collect()
+        let theirs = command.get_arguments().filter(|arg| arg.get_help_heading().is_none());
+        theirs.filter_map(|arg| arg.get_long()).collect()
     }
 
     /// The tests that the document names, at least so many, are there: functions with this argument.

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
-use ipnet::IpNet;
 use tracing::Level;
 use usernet_core::config::{Announced, MacAddr, Protocols, Services, Timeouts};
 use usernet_core::rules::{Access, HostLoopback, Prefix};
@@ -24,7 +23,7 @@ use crate::plan::{
 use crate::program::Program;
 use crate::sandbox::Policy;
 use crate::spec::{PortRange, Spec};
-use crate::wireguard::{TunnelFile, Wanted};
+use crate::wireguard::{TunnelFile, Wanted, network};
 
 /// The smallest MTU: what every IPv4 host must take (RFC 791).
 const MTU_MIN: i64 = 576;
@@ -513,13 +512,6 @@ impl LogFormatOption {
             Self::Json => LogFormat::Json,
         }
     }
-}
-
-/// A network; without a length an address.
-fn network(text: &str) -> Result<Prefix, String> {
-    let net = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-    let net = net.ok_or("write ADDRESS/LENGTH, as in 192.0.2.0/24 or 2001:db8::/32")?.trunc();
-    Ok(Prefix { address: net.addr(), len: net.prefix_len() })
 }
 
 fn outbound(options: Vec<OutboundOption>) -> Outbound {

@@ -8,7 +8,10 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser};
 
+use usernet_core::rules::Prefix;
+
 use crate::getopt::{self, GetoptError, Order};
+use crate::wireguard::{TunnelFile, network};
 
 const USAGE: &str = "pasta [OPTION]... [COMMAND] [ARGS]...
        pasta [OPTION]... PID
@@ -28,6 +31,9 @@ Ports, for -t, -u, -T and -U; each may be given several times:
   192.0.2.1%eth0/22      and on one interface; %eth0/22: on any address
 
 Exit status: that of the command; 0 when the network is there and we are in the background; 1 if it could not be made.";
+
+/// What is beyond pasta.
+const OURS: &str = "Options of usernetd";
 
 /// Network for a network namespace, without privileges: usernetd in the place of pasta.
 ///
@@ -203,6 +209,15 @@ pub struct Grammar {
     /// Do not end with the namespace
     #[arg(long)]
     pub no_netns_quit: bool,
+    /// A WireGuard tunnel in the namespace, as a file of wg-quick describes it and is called
+    #[arg(long, value_name = "FILE", help_heading = OURS)]
+    pub wireguard: Vec<TunnelFile>,
+    /// Networks outside of the tunnels
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network, help_heading = OURS)]
+    pub wireguard_split: Vec<Prefix>,
+    /// Nothing is reached but by tunnels
+    #[arg(long, help_heading = OURS)]
+    pub isolated: bool,
     /// Set addresses and routes in the namespace
     #[arg(long)]
     pub config_net: bool,

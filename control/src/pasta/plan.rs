@@ -15,6 +15,7 @@ use crate::plan::{Announcement, Link, Log, LogFile, LogFormat, Namespace, Plan, 
 use crate::program::Program;
 use crate::resolv::RESOLV_CONF;
 use crate::sandbox::Policy;
+use crate::wireguard;
 
 const DNS_PORT: u16 = 53;
 
@@ -36,7 +37,11 @@ pub(super) fn plan(options: Options, target: Target) -> Result<Planned, OptionsE
     told.extend(forwarding.told);
     let line = &options.line;
     let further = guest.further.iter().map(|(ip, _)| *ip).collect();
-    let plan = Plan {
+    let mut wanted = wireguard::settings(Program::Pasta).map_err(OptionsError::Conflict)?;
+    wanted.files.extend(line.wireguard.iter().cloned());
+    wanted.split.extend(&line.wireguard_split);
+    wanted.is_isolated |= line.isolated;
+    let mut plan = Plan {
         program: Program::Pasta,
         sandbox: Policy::Auto,
         link: Link::Namespace(namespace(&options, &guest, target)),
@@ -73,6 +78,7 @@ pub(super) fn plan(options: Options, target: Target) -> Result<Planned, OptionsE
         tunnel_api: None,
         warnings: Vec::new(),
     };
+    wanted.apply(&mut plan).map_err(OptionsError::Conflict)?;
     Ok(Planned { plan, told })
 }
 

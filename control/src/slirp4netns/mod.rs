@@ -16,6 +16,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
 use crate::control::Cause;
 use crate::daemon;
 use crate::program::Program;
+use crate::wireguard;
 
 pub(crate) mod api;
 pub(crate) mod grammar;
@@ -35,7 +36,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(asked) => asked,
         Err(stop) => return say(&stop),
     };
-    let Asked { plan, warnings } = asked;
+    let Asked { mut plan, warnings } = asked;
+    let tunnels = wireguard::settings(Program::Slirp4netns);
+    if let Err(what) = tunnels.and_then(|wanted| wanted.apply(&mut plan)) {
+        return daemon::fail(Program::Slirp4netns, what);
+    }
     for warning in warnings {
         let _ = writeln!(io::stderr(), "{}: WARNING: {warning}", Program::Slirp4netns);
     }

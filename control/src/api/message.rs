@@ -280,7 +280,7 @@ pub struct Status {
     pub ipv4: Option<Network>,
     /// IPv6 on the link.
     pub ipv6: Option<Network>,
-    /// The host's resolvers in use, best first.
+    /// The resolvers in use, best first: the host's, or the tunnels'.
     pub resolvers: Vec<SocketAddr>,
     /// Which of the host's loopback services the gateway reaches: `none`, `all` or ports.
     pub host_loopback: String,

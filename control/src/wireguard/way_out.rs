@@ -11,18 +11,23 @@
 //!
 //! # Names
 //!
-//! The `DNS` of the tunnels are the guest's resolvers, in the order of the files, and the host's are not. A guest with
-//! a way out and without any has none: its queries would leave where it must not.
+//! The `DNS` of the tunnels are the guest's resolvers, in the order of the files, and the host's are not. Who asks the DNS
+//! address instead, as containers do, is answered by them too: we ask from within the namespace, so a query takes the way
+//! that it would take if the guest had sent it. A guest with a way out and without any has none: its queries would leave where
+//! it must not.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use usernet_core::rules::{PlainPath, Prefix};
+use usernet_core::rules::{DnsService, PlainPath, Prefix};
 use usernet_driver::namespace::Route;
 use usernet_wireguard::{Config, Table};
 
 use super::{Tunnel, Wanted};
 use crate::plan::{Link, Plan, Resolvers};
+
+/// Where resolvers listen.
+const DNS_PORT: u16 = 53;
 
 /// The number of the main routing table (`RT_TABLE_MAIN`).
 const MAIN_TABLE: u32 = 254;
@@ -115,17 +120,25 @@ fn covers_all<'a>(networks: impl Iterator<Item = &'a IpNet>, is_ipv4: bool) -> b
 }
 
 impl Plan {
-    /// The resolvers are those of the tunnels; without, and with no other way out, none.
+    /// The resolvers are those of the tunnels, and are asked in the namespace; without, and with no other way out, none.
     fn take_names(&mut self, is_only_way: bool) {
         let servers: Vec<IpAddr> = self.tunnel_dns().collect();
-        if !servers.is_empty() {
-            self.announced.dns = servers;
-        } else if is_only_way {
-            self.announced.dns = Vec::new();
-        } else {
+        if servers.is_empty() && !is_only_way {
             return;
         }
-        self.resolvers = Resolvers::These(Vec::new());
+        // One that leads back to the DNS address would ask itself for ever.
+        let (back, asked): (Vec<_>, Vec<_>) =
+            servers.iter().partition(|server| self.access.resolvers_via.contains(server));
+        let told = back
+            .iter()
+            .map(|server: &IpAddr| format!("DNS = {server} of a tunnel is ours: it is not asked"));
+        self.warnings.extend(told);
+        let asked = asked.into_iter().map(|server| SocketAddr::new(server, DNS_PORT)).collect();
+        self.resolvers = Resolvers::These(asked);
+        if self.access.dns == DnsService::Forwarded {
+            self.access.dns = DnsService::ForwardedInside;
+        }
+        self.announced.dns = servers;
     }
 
     /// The resolvers that the tunnels name, in order.

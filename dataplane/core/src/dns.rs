@@ -1,5 +1,5 @@
-//! The DNS address: forwards the guest's queries to the host's resolvers, and their answers back. It tries the next
-//! resolver on failure, splits nothing and invents nothing.
+//! The DNS address: forwards the guest's queries to the host's resolvers, or to those of the guest's tunnels, and their answers
+//! back. It tries the next resolver on failure, splits nothing and invents nothing.
 //!
 //! # Theory of operation
 //!
@@ -24,8 +24,8 @@ use crate::context::Context;
 use crate::counters::Counter;
 use crate::datagram::{GuestDatagram, ToGuest, Undelivered, tell_undelivered, write};
 use crate::op::{
-    Checksum, CloseHow, DatagramKind, Gso, HEADROOM, HostError, Input, LeaseId, LocalId, Offload,
-    Op, RESERVE_BYTES_MAX, SocketId, Span,
+    Checksum, CloseHow, DatagramKind, Gso, HEADROOM, HostError, Input, LeaseId, LocalId, Namespace,
+    Offload, Op, RESERVE_BYTES_MAX, SocketId, Span,
 };
 use crate::packet::build::{self, HOP_LIMIT, IpHeader, UDP_BYTES, ip_headers_bytes};
 use crate::packet::protocol;
@@ -250,8 +250,9 @@ impl Dns {
         query.attempts[n] = Some(Attempt { resolver, socket: Some(socket) });
         let len = query.len;
         let kind = if resolver.is_ipv4() { DatagramKind::Udp4 } else { DatagramKind::Udp6 };
-        let loopback = resolver.ip().is_loopback();
-        ctx.op(Op::Open { socket, kind, port: 0, loopback });
+        let on = ctx.rules.resolvers_on;
+        let loopback = on == Namespace::Host && resolver.ip().is_loopback();
+        ctx.op(Op::Open { socket, kind, port: 0, loopback, on });
         send(ctx, socket, resolver, self.kept(at, 0, len));
         self.timers.set(at, ctx.now + ctx.config.timeouts.dns_retry);
         true

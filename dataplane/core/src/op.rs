@@ -142,12 +142,13 @@ pub enum CloseHow {
     Reset,
 }
 
-/// Whose loopback a spliced connection leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Loopback {
-    /// The guest's: the client is on the host.
+/// In whose network namespace a socket of ours is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Namespace {
+    /// The guest's: its routes say how the peer is reached.
     Guest,
-    /// The host's: the client is in the guest's namespace.
+    /// The host's.
+    #[default]
     Host,
 }
 
@@ -186,6 +187,8 @@ pub enum Op {
         socket: SocketId,
         /// The peer, translation done.
         to: SocketAddr,
+        /// From where.
+        on: Namespace,
     },
     /// Takes an accepted connection under a socket id. It is writable and may be readable.
     Adopt {
@@ -210,7 +213,7 @@ pub enum Op {
         /// The server's address and port.
         to: SocketAddr,
         /// In which namespace.
-        on: Loopback,
+        on: Namespace,
     },
     /// Sends bytes. Ops with `more` set and the one that follows them are one gather write, which completes
     /// once: [`Input::Sent`] with the number of bytes taken (at least 1), or [`Input::Failed`].
@@ -264,6 +267,8 @@ pub enum Op {
         port: u16,
         /// Bind to the host's loopback: the peer is a service there.
         loopback: bool,
+        /// Where. In the guest's namespace it has any port and no loopback.
+        on: Namespace,
     },
     /// Sends a datagram. Ops with `more` set and the one that follows them are one gather write. The leases
     /// return to the driver. Ping sockets: the span starts at the ICMP header.

@@ -5,7 +5,7 @@
 //! A listener of an [`Outward`](crate::rules::Outward) rule is a socket in the guest's namespace. What comes to it has
 //! been through the guest's own stack already, so nothing is translated here: bytes go from socket to socket.
 //!
-//! - **A connection** is joined to one that the driver makes on the host ([`Op::Splice`] with [`Loopback::Host`]); the
+//! - **A connection** is joined to one that the driver makes on the host ([`Op::Splice`] with [`Namespace::Host`]); the
 //!   payload stays in the kernel. Where the rule names no address, the client's own family is tried first and the other
 //!   one after it: `localhost` is both, and a server often listens on one only. If there is no server the
 //!   client is reset; its kernel has answered the SYN before we could know.
@@ -21,7 +21,7 @@ use crate::context::Context;
 use crate::counters::Counter;
 use crate::flows::{FlowInfo, FlowKind};
 use crate::op::{
-    AcceptedId, CloseHow, DatagramKind, HEADROOM, Input, LeaseId, LocalId, Loopback, Op, Outbox,
+    AcceptedId, CloseHow, DatagramKind, HEADROOM, Input, LeaseId, LocalId, Namespace, Op, Outbox,
     SocketId, Span,
 };
 use crate::shard::Listener;
@@ -275,7 +275,7 @@ impl Outward {
         };
         self.connecting += 1;
         ctx.count(Counter::OutwardConnections);
-        ctx.op(Op::Splice { socket, accepted, to, on: Loopback::Host });
+        ctx.op(Op::Splice { socket, accepted, to, on: Namespace::Host });
     }
 
     fn on_joined(&mut self, ctx: &mut Context<'_>, at: u32) {
@@ -300,7 +300,7 @@ impl Outward {
             State::Connecting { accepted, other: Some(to) } => {
                 relay.state = State::Connecting { accepted, other: None };
                 relay.to = to;
-                ctx.op(Op::Splice { socket, accepted, to, on: Loopback::Host });
+                ctx.op(Op::Splice { socket, accepted, to, on: Namespace::Host });
             }
             State::Connecting { accepted, other: None } => {
                 ctx.count(Counter::OutwardRefused);
@@ -375,7 +375,8 @@ impl Outward {
         self.timers.set(at, relay.due(ctx.config));
         ctx.count(Counter::OutwardClients);
         let kind = if to.is_ipv4() { DatagramKind::Udp4 } else { DatagramKind::Udp6 };
-        ctx.op(Op::Open { socket, kind, port: 0, loopback: to.ip().is_loopback() });
+        let loopback = to.ip().is_loopback();
+        ctx.op(Op::Open { socket, kind, port: 0, loopback, on: Namespace::Host });
         Some(at)
     }
 

@@ -27,8 +27,8 @@ use crate::context::Context;
 use crate::counters::Counter;
 use crate::flows::{FlowInfo, FlowKind};
 use crate::op::{
-    Checksum, CloseHow, DatagramKind, Gso, HEADROOM, HostError, Input, LeaseId, LocalId, Offload,
-    Op, SocketId, Span,
+    Checksum, CloseHow, DatagramKind, Gso, HEADROOM, HostError, Input, LeaseId, LocalId, Namespace,
+    Offload, Op, SocketId, Span,
 };
 use crate::packet::build::{HOP_LIMIT, IpHeader};
 use crate::packet::checksum::moved;
@@ -211,7 +211,7 @@ impl Ping {
         self.live += 1;
         self.timers.set(index, ctx.now + self.idle);
         let kind = if about.source.is_ipv4() { DatagramKind::Ping4 } else { DatagramKind::Ping6 };
-        ctx.op(Op::Open { socket, kind, port: identifier, loopback: false });
+        ctx.op(Op::Open { socket, kind, port: identifier, loopback: false, on: Namespace::Host });
         ctx.count(Counter::PingOpened);
         Some(index)
     }

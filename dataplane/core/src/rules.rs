@@ -25,7 +25,7 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::{Config, Net4, Net6};
-use crate::op::ForwardId;
+use crate::op::{ForwardId, Namespace};
 
 /// The transport protocols that have ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +64,9 @@ pub enum DnsService {
     /// The host's resolvers are asked.
     #[default]
     Forwarded,
+    /// The resolvers are asked from the guest's namespace: its routes say how they are reached, and no query leaves
+    /// where the guest itself could not send one.
+    ForwardedInside,
     /// They, and everything else to these addresses, are dropped.
     Dropped,
 }
@@ -272,8 +275,10 @@ pub struct Rules {
     pub forwards: Vec<Forward>,
     /// Ports in the guest's namespace that lead to the host, by name.
     pub outward: Vec<Outward>,
-    /// The host's resolvers, best first.
+    /// The resolvers, best first.
     pub resolvers: Vec<SocketAddr>,
+    /// From where they are asked.
+    pub resolvers_on: Namespace,
     /// What the guest sees of the host's side.
     pub view: View,
 }
@@ -317,7 +322,12 @@ impl Rules {
             }
         }
         let view = View::new(config, access);
-        Arc::new(Self { translations, forwards, outward: Vec::new(), resolvers, view })
+        let resolvers_on = match access.dns {
+            DnsService::ForwardedInside => Namespace::Guest,
+            DnsService::Forwarded | DnsService::Dropped => Namespace::Host,
+        };
+        let outward = Vec::new();
+        Arc::new(Self { translations, forwards, outward, resolvers, resolvers_on, view })
     }
 
     /// The same snapshot with these ports of the guest's namespace leading out.
@@ -398,6 +408,7 @@ fn add_services(to_rules: &mut Vec<Translation>, access: &Access, resolvers: &[S
     for &via in &access.resolvers_via {
         match access.dns {
             DnsService::Dropped => add(via, ANY_PORT, Action::Drop),
+            DnsService::ForwardedInside => add(via, (DNS_PORT, DNS_PORT), Action::Resolver),
             DnsService::Forwarded => {
                 add(via, (DNS_PORT, DNS_PORT), Action::Resolver);
                 let same = resolvers.iter().find(|r| r.is_ipv4() == via.is_ipv4());

@@ -88,6 +88,17 @@ impl Datagrams {
         Ok((socket, local))
     }
 
+    /// Takes over a new UDP socket of the guest's namespace.
+    pub(crate) fn inside(fd: OwnedFd) -> io::Result<(Self, SocketAddr)> {
+        let is_v4 = address::local_address(fd.as_fd())?.is_ipv4();
+        let socket = Self { fd, is_ping: false, joined_max: JOINED_BYTES_MAX, is_shared: false };
+        socket.prepare(is_v4);
+        let family = if is_v4 { libc::AF_INET } else { libc::AF_INET6 };
+        socket.bind(family, 0, false, &Outbound::default())?;
+        let local = address::local_address(socket.fd())?;
+        Ok((socket, local))
+    }
+
     /// Takes over a bound UDP socket.
     pub(crate) fn bound(fd: OwnedFd) -> io::Result<Self> {
         let local = address::local_address(fd.as_fd())?;

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 
-use usernet_core::op::{CloseHow, DatagramKind, HEADROOM, Loopback};
+use usernet_core::op::{CloseHow, HEADROOM, Namespace};
 use usernet_core::{
     AcceptedId, HostError, Input, LeaseId, Offload, Op, PeekedThen, SocketId, Span,
 };
@@ -14,6 +15,7 @@ use crate::datagram::{Datagrams, Joined, Leave, TRAIN_MAX};
 use crate::engine::Engine;
 use crate::errno::host_error;
 use crate::locals::Locals;
+use crate::setup::NamespaceSockets;
 use crate::splice::Pair;
 use crate::stream::{PEEK_LEASES_MAX, Parked, PeekRequest, Phase, Stream};
 use crate::sys;
@@ -71,7 +73,7 @@ impl<B: Backend> Engine<B> {
         match ops[0] {
             Op::WriteFrame { span, offload } => self.write_frame(span, offload),
             Op::Release { lease } => self.queue.arena.release(lease),
-            Op::Connect { socket, to } => self.connect(socket, to),
+            Op::Connect { socket, to, on } => self.connect(socket, to, on),
             Op::Adopt { socket, accepted } => self.adopt(socket, accepted),
             Op::Refuse { accepted } => self.refuse(accepted),
             Op::Splice { socket, accepted, to, on } => self.splice(socket, accepted, to, on),
@@ -82,7 +84,14 @@ impl<B: Backend> Engine<B> {
             Op::Consume { socket, bytes } => self.consume(socket, bytes),
             Op::Shutdown { socket } => self.shutdown(socket),
             Op::Close { socket, how } => self.close(socket, how),
-            Op::Open { socket, kind, port, loopback } => self.open(socket, kind, port, loopback),
+            Op::Open { socket, kind, port, loopback, on: Namespace::Host } => {
+                let made = Datagrams::open(kind, port, loopback, &self.outbound);
+                self.open(socket, made);
+            }
+            Op::Open { socket, kind, on: Namespace::Guest, .. } => {
+                let made = inside(&mut self.namespace, |namespace| namespace.datagrams(kind));
+                self.open(socket, made.and_then(Datagrams::inside));
+            }
             Op::SendTo { socket, .. } => return self.send_to(socket, ops),
             Op::HandOver { .. } => return self.hand_over(ops),
             Op::HandOverClient { to, accepted, forward } => {
@@ -105,8 +114,13 @@ impl<B: Backend> Engine<B> {
         self.queue.arena.release(span.lease);
     }
 
-    fn connect(&mut self, socket: SocketId, to: SocketAddr) {
-        let made = Stream::connect(to, &self.outbound).and_then(|stream| {
+    fn connect(&mut self, socket: SocketId, to: SocketAddr, on: Namespace) {
+        let connecting = match on {
+            Namespace::Host => Stream::connect(to, &self.outbound),
+            Namespace::Guest => inside(&mut self.namespace, |namespace| namespace.connect(to))
+                .map(Stream::connecting),
+        };
+        let made = connecting.and_then(|stream| {
             self.backend.watch(stream.fd(), Token::socket(socket))?;
             Ok(stream)
         });
@@ -140,11 +154,10 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    fn splice(&mut self, socket: SocketId, accepted: AcceptedId, to: SocketAddr, on: Loopback) {
-        let connected = match (on, &mut self.namespace) {
-            (Loopback::Guest, Some(namespace)) => namespace.connect(to),
-            (Loopback::Guest, None) => Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
-            (Loopback::Host, _) => Stream::connect(to, &self.outbound).map(Stream::into_fd),
+    fn splice(&mut self, socket: SocketId, accepted: AcceptedId, to: SocketAddr, on: Namespace) {
+        let connected = match on {
+            Namespace::Guest => inside(&mut self.namespace, |namespace| namespace.connect(to)),
+            Namespace::Host => Stream::connect(to, &self.outbound).map(Stream::into_fd),
         };
         let made = connected.and_then(|server| {
             let pair = Pair::connecting(server, on, accepted);
@@ -360,8 +373,7 @@ impl<B: Backend> Engine<B> {
         pair.close(&mut self.pipes);
     }
 
-    fn open(&mut self, socket: SocketId, kind: DatagramKind, port: u16, is_loopback: bool) {
-        let made = Datagrams::open(kind, port, is_loopback, &self.outbound);
+    fn open(&mut self, socket: SocketId, made: io::Result<(Datagrams, SocketAddr)>) {
         let made = made.and_then(|(datagrams, local)| {
             self.backend.watch(datagrams.fd(), Token::socket(socket))?;
             Ok((datagrams, local))
@@ -385,6 +397,17 @@ impl<B: Backend> Engine<B> {
         if let Some(parked) = stream.parked.take() {
             self.queue.release_run(&parked.run);
         }
+    }
+}
+
+/// A socket of the guest's namespace, where there is somebody who makes them.
+fn inside(
+    sockets: &mut Option<Box<dyn NamespaceSockets>>,
+    make: impl FnOnce(&mut dyn NamespaceSockets) -> io::Result<OwnedFd>,
+) -> io::Result<OwnedFd> {
+    match sockets {
+        Some(sockets) => make(sockets.as_mut()),
+        None => Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
     }
 }
 

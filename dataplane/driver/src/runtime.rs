@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use usernet_core::op::DatagramKind;
 use usernet_core::{Shard, ShardId};
 
 use crate::arena::Arena;
@@ -238,6 +239,10 @@ struct SharedSockets(Arc<Mutex<Box<dyn NamespaceSockets>>>);
 impl NamespaceSockets for SharedSockets {
     fn connect(&mut self, to: SocketAddr) -> io::Result<OwnedFd> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).connect(to)
+    }
+
+    fn datagrams(&mut self, kind: DatagramKind) -> io::Result<OwnedFd> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).datagrams(kind)
     }
 }
 

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use usernet_core::op::DatagramKind;
 use usernet_core::{Config, Rules};
 
 /// Two wake-ups across cores: an answer that takes longer is not worth staying awake for. Twice as long gained nothing.
@@ -111,10 +112,13 @@ impl Outbound {
     }
 }
 
-/// Makes TCP sockets inside the guest's namespace, for connections that need not pass the link.
+/// Makes sockets inside the guest's namespace, for what need not pass the link.
 pub trait NamespaceSockets: Send {
-    /// A nonblocking socket, connected or connecting to a loopback address of the guest.
+    /// A nonblocking TCP socket, connected or connecting to an address that the guest reaches, its loopback included.
     fn connect(&mut self, to: SocketAddr) -> io::Result<OwnedFd>;
+
+    /// A nonblocking UDP socket of this family, not bound.
+    fn datagrams(&mut self, kind: DatagramKind) -> io::Result<OwnedFd>;
 }
 
 /// Why a runtime did not come about, or could not go on.

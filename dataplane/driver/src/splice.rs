@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use usernet_core::AcceptedId;
-use usernet_core::op::Loopback;
+use usernet_core::op::Namespace;
 
 use crate::sys;
 
@@ -210,7 +210,7 @@ pub(crate) struct Joined {
 pub(crate) struct Pair {
     server: OwnedFd,
     /// In whose namespace the server is.
-    on: Loopback,
+    on: Namespace,
     /// The client, until the server has answered: it still can be adopted instead.
     pub(crate) accepted: AcceptedId,
     /// None: connecting.
@@ -219,7 +219,7 @@ pub(crate) struct Pair {
 
 impl Pair {
     /// A server that may not have answered yet.
-    pub(crate) fn connecting(server: OwnedFd, on: Loopback, accepted: AcceptedId) -> Self {
+    pub(crate) fn connecting(server: OwnedFd, on: Namespace, accepted: AcceptedId) -> Self {
         Self { server, on, accepted, joined: None }
     }
 
@@ -298,8 +298,8 @@ impl Pair {
         let Some(joined) = &self.joined else { return (0, 0) };
         let (to_server, to_client) = (joined.to_server.bytes, joined.to_client.bytes);
         match self.on {
-            Loopback::Guest => (to_server, to_client),
-            Loopback::Host => (to_client, to_server),
+            Namespace::Guest => (to_server, to_client),
+            Namespace::Host => (to_client, to_server),
         }
     }
 
@@ -332,7 +332,7 @@ mod tests {
         let (client, far_client) = connection();
         let (server, far_server) = connection();
         let mut pipes = Pipes::default();
-        let mut pair = Pair::connecting(server.into(), Loopback::Guest, AcceptedId(0));
+        let mut pair = Pair::connecting(server.into(), Namespace::Guest, AcceptedId(0));
         pair.join(client.into(), pipes.take_two().expect("pipes"));
         (pair, pipes, far_client, far_server)
     }

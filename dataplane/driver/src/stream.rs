@@ -130,6 +130,11 @@ impl Stream {
         }
     }
 
+    /// A socket that connects already.
+    pub(crate) fn connecting(fd: OwnedFd) -> Self {
+        Self::over(fd, Phase::Connecting)
+    }
+
     /// A connection that exists already.
     pub(crate) fn accepted(fd: OwnedFd) -> Self {
         Self::over(fd, Phase::Open)

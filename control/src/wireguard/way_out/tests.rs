@@ -55,7 +55,9 @@ fn a_way_out_takes_the_links_default_routes_and_the_hosts_resolvers() {
     let plan = plan_with(wanted.clone()).unwrap();
     assert!(!plan.net4.unwrap().is_default_route && !plan.net6.unwrap().is_default_route);
     assert_eq!(plan.access.plain_path, PlainPath::Only(wanted.split));
-    assert_eq!(plan.resolvers, Resolvers::These(Vec::new()));
+    let asked = ["10.64.0.1:53", "[fd00:64::1]:53"].map(|text| text.parse().unwrap());
+    assert_eq!(plan.resolvers, Resolvers::These(asked.to_vec()));
+    assert_eq!(plan.access.dns, DnsService::ForwardedInside);
     assert_eq!(plan.announced.dns.len(), 2, "those of the tunnel");
     let Link::Namespace(namespace) = plan.link else { panic!("a namespace") };
     let routes: Vec<_> =
@@ -77,7 +79,8 @@ fn a_tunnel_to_some_networks_leaves_the_rest_as_it_is() {
     assert_eq!(plan.resolvers, Resolvers::OfHost);
     let file = tunnel("wg0", "DNS = 10.8.0.1", "10.8.0.0/16");
     let plan = plan_with(Wanted { files: vec![file], ..Wanted::default() }).unwrap();
-    assert_eq!(plan.resolvers, Resolvers::These(Vec::new()), "it has some of its own");
+    let asked = vec!["10.8.0.1:53".parse().unwrap()];
+    assert_eq!(plan.resolvers, Resolvers::These(asked), "it has some of its own");
 }
 
 #[test]

@@ -8,8 +8,8 @@ use core::time::Duration;
 
 use crate::config::Config;
 use crate::counters::Counter;
-use crate::op::{HostError, Input, Offload, Op, SocketId};
-use crate::rules::{Access, HostLoopback, Rules};
+use crate::op::{DatagramKind, HostError, Input, Namespace, Offload, Op, SocketId};
+use crate::rules::{Access, DnsService, HostLoopback, Rules};
 use crate::testing::{World, at, udp_frame};
 
 const GUEST: &str = "10.0.2.100:40000";
@@ -83,6 +83,26 @@ fn a_query_goes_unchanged_to_the_first_resolver_and_its_answer_unchanged_back() 
     assert_eq!((got.from, got.to, got.hop_limit), (at(DNS), at(GUEST), 64));
     assert_eq!(got.payload, answer);
     assert_eq!(world.shard.next_deadline(), None);
+}
+
+#[test]
+fn a_resolver_of_the_guests_network_is_asked_from_there() {
+    let config = Config::example();
+    let access = Access::new(&config, HostLoopback::None);
+    let access = Access { dns: DnsService::ForwardedInside, ..access };
+    // What is on a loopback is on the guest's: nothing is bound to the host's.
+    let rules = Rules::new(&config, &access, vec![], vec![at("127.0.0.1:53")]);
+    let mut world = World::with(config, rules);
+    let query = message(7, QUERY, b"example");
+    let ops = world.frame(&udp_frame(at(GUEST), at(DNS), 64, &query), Offload::default());
+    let [Op::Open { socket, kind, port: 0, loopback: false, on: Namespace::Guest }] = ops[..]
+    else {
+        panic!("a socket of the guest's: {ops:?}")
+    };
+    assert_eq!(kind, DatagramKind::Udp4);
+    assert_eq!(asked(&mut world), (at("127.0.0.1:53"), query));
+    world.datagram(socket, at("127.0.0.1:53"), &message(7, ANSWER, b"example"), 0);
+    assert_eq!(world.next_written().datagram().from, at(DNS));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::counters::Counter;
 use crate::flows::FlowKind;
 use crate::op::{
-    AcceptedId, CloseHow, DatagramKind, ForwardId, HostError, Input, Loopback, Op, SocketId,
+    AcceptedId, CloseHow, DatagramKind, ForwardId, HostError, Input, Namespace, Op, SocketId,
 };
 use crate::rules::{Outward, Protocol};
 use crate::testing::{World, at};
@@ -34,7 +34,7 @@ fn listener(world: &mut World, protocol: Protocol, local: &str) -> SocketId {
 fn connect(world: &mut World) -> (SocketId, SocketAddr) {
     let listener = listener(world, Protocol::Tcp, "127.0.0.1:8001");
     let ops = world.accepted(listener, at(CLIENT), at("127.0.0.1:8001"));
-    let [Op::Splice { socket, accepted: ACCEPTED, to, on: Loopback::Host }] = ops[..] else {
+    let [Op::Splice { socket, accepted: ACCEPTED, to, on: Namespace::Host }] = ops[..] else {
         panic!("a splice on the host: {ops:?}")
     };
     (socket, to)
@@ -81,7 +81,8 @@ fn the_other_family_is_tried_before_the_client_is_reset() {
     let mut world = world(Protocol::Tcp, None, 8);
     let (socket, _) = connect(&mut world);
     let refused = || Input::Failed { socket, error: HostError::Refused };
-    let again = Op::Splice { socket, accepted: ACCEPTED, to: at("[::1]:5001"), on: Loopback::Host };
+    let again =
+        Op::Splice { socket, accepted: ACCEPTED, to: at("[::1]:5001"), on: Namespace::Host };
     assert_eq!(world.input(refused()), [again]);
     assert_eq!(world.input(refused()), [Op::Refuse { accepted: ACCEPTED }]);
     assert_eq!(world.shard.flows().count(), 0);

@@ -9,7 +9,7 @@ use super::seq::Seq;
 use super::{Tcp, is_half_open};
 use crate::context::Context;
 use crate::counters::Counter;
-use crate::op::{AcceptedId, CloseHow, ForwardId, HostError, Input, Loopback, Offload, Op};
+use crate::op::{AcceptedId, CloseHow, ForwardId, HostError, Input, Namespace, Offload, Op};
 use crate::packet::error::{GuestError, Quoted, tell_guest};
 use crate::packet::protocol::TCP;
 use crate::rules::{LoopbackClients, Target, loopback_like, port_shown};
@@ -86,7 +86,8 @@ impl Tcp {
         learn_syn(conn, ctx, segment, options);
         self.enter(flow);
         ctx.count(Counter::TcpOpenedByGuest);
-        ctx.op(Op::Connect { socket, to: host });
+        let on = resolver.map_or(Namespace::Host, |_| ctx.rules.resolvers_on);
+        ctx.op(Op::Connect { socket, to: host, on });
     }
 
     /// The host's connect has answered: now the guest's handshake goes on.
@@ -154,7 +155,7 @@ impl Tcp {
         self.conn_mut(flow).socket = Some(socket);
         ctx.count(Counter::TcpOpenedByHost);
         match splice_to(ctx, peer, guest) {
-            Some(to) => ctx.op(Op::Splice { socket, accepted, to, on: Loopback::Guest }),
+            Some(to) => ctx.op(Op::Splice { socket, accepted, to, on: Namespace::Guest }),
             None => self.adopt(ctx, flow, accepted),
         }
     }
@@ -352,7 +353,7 @@ impl Tcp {
             let conn = self.conn_mut(flow);
             conn.host = to;
             let socket = conn.socket.expect("a connecting flow has its socket");
-            return ctx.op(Op::Connect { socket, to });
+            return ctx.op(Op::Connect { socket, to, on: ctx.rules.resolvers_on });
         }
         ctx.count(Counter::TcpConnectFailed);
         match error {

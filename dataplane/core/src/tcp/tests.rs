@@ -9,11 +9,12 @@ use super::segment::{ACK, ECE, FIN, PSH, RST, SYN};
 use crate::config::Config;
 use crate::counters::Counter;
 use crate::op::{
-    Checksum, CloseHow, ForwardId, Gso, HostError, Input, Offload, Op, PeekedThen, SocketId,
+    Checksum, CloseHow, ForwardId, Gso, HostError, Input, Namespace, Offload, Op, PeekedThen,
+    SocketId,
 };
 use crate::packet::build::IpHeader;
 use crate::packet::protocol;
-use crate::rules::{Access, Forward, HostLoopback, Protocol, Rules};
+use crate::rules::{Access, DnsService, Forward, HostLoopback, Protocol, Rules};
 use crate::testing::World;
 
 const GUEST: &str = "10.0.2.100:40000";
@@ -131,7 +132,9 @@ const SYN_OPTIONS: [u8; 8] = [2, 4, 5, 180, 1, 3, 3, 7];
 
 fn connect(world: &mut World) -> SocketId {
     let ops = send(world, &segment(1000, 0, SYN).options(&SYN_OPTIONS));
-    let [Op::Connect { socket, to }] = ops[..] else { panic!("a connect: {ops:?}") };
+    let [Op::Connect { socket, to, on: Namespace::Host }] = ops[..] else {
+        panic!("a connect: {ops:?}")
+    };
     assert_eq!(to, at(REMOTE));
     assert!(world.written.is_empty(), "no answer before the host has answered");
     socket
@@ -534,10 +537,29 @@ fn the_next_resolver_is_tried_when_one_refuses() {
     let mut world = World::with(config, rules);
     let frame = segment(1, 0, SYN).frame(at(GUEST), at("10.0.2.3:53"));
     let ops = world.frame(&frame, VALID);
-    let [Op::Connect { socket, to }] = ops[..] else { panic!("a connect: {ops:?}") };
+    let [Op::Connect { socket, to, on: Namespace::Host }] = ops[..] else {
+        panic!("a connect: {ops:?}")
+    };
     assert_eq!(to, at("192.0.2.1:53"));
     let ops = world.input(Input::Failed { socket, error: HostError::Refused });
-    assert_eq!(ops, [Op::Connect { socket, to: at("[2001:db8::2]:53") }]);
+    assert_eq!(ops, [Op::Connect { socket, to: at("[2001:db8::2]:53"), on: Namespace::Host }]);
+}
+
+#[test]
+fn resolvers_of_the_guests_network_are_connected_to_from_there() {
+    let config = Config::example();
+    let resolvers = vec![at("10.64.0.1:53"), at("10.64.0.2:53")];
+    let access = Access::new(&config, HostLoopback::None);
+    let access = Access { dns: DnsService::ForwardedInside, ..access };
+    let rules = Rules::new(&config, &access, vec![], resolvers);
+    let mut world = World::with(config, rules);
+    let ops = world.frame(&segment(1, 0, SYN).frame(at(GUEST), at("10.0.2.3:53")), VALID);
+    let [Op::Connect { socket, to, on: Namespace::Guest }] = ops[..] else {
+        panic!("a connect: {ops:?}")
+    };
+    assert_eq!(to, at("10.64.0.1:53"));
+    let ops = world.input(Input::Failed { socket, error: HostError::Refused });
+    assert_eq!(ops, [Op::Connect { socket, to: at("10.64.0.2:53"), on: Namespace::Guest }]);
 }
 
 fn world_with_forward() -> (World, SocketId) {

@@ -11,7 +11,7 @@ use crate::counters::Counter;
 use crate::datagram::{Undelivered, tell_undelivered};
 use crate::flows::{FlowInfo, FlowKind};
 use crate::hash::hash_end;
-use crate::op::{CloseHow, DatagramKind, HostError, Op, SocketId};
+use crate::op::{CloseHow, DatagramKind, HostError, Namespace, Op, SocketId};
 use crate::sockets::{Owner, Sockets};
 use crate::table::Table;
 use crate::time::Instant;
@@ -256,7 +256,8 @@ impl Mappings {
         ctx.count(Counter::UdpMappings);
         let kind = if to.is_ipv4() { DatagramKind::Udp4 } else { DatagramKind::Udp6 };
         let port = if key.guest.port() >= UNPRIVILEGED { key.guest.port() } else { 0 };
-        ctx.op(Op::Open { socket, kind, port, loopback: key.is_loopback });
+        let loopback = key.is_loopback;
+        ctx.op(Op::Open { socket, kind, port, loopback, on: Namespace::Host });
         Some(at)
     }
 }

@@ -8,7 +8,8 @@ use core::time::Duration;
 use crate::config::Config;
 use crate::counters::Counter;
 use crate::op::{
-    Checksum, DatagramKind, ForwardId, Gso, HostError, Input, LocalId, Offload, Op, SocketId,
+    Checksum, DatagramKind, ForwardId, Gso, HostError, Input, LocalId, Namespace, Offload, Op,
+    SocketId,
 };
 use crate::rules::{Access, Forward, HostAddress, HostLoopback, Protocol, Rules};
 use crate::testing::{World, at, fragment_frame, udp_frame, udp_segment};
@@ -39,7 +40,9 @@ fn send(world: &mut World, from: &str, to: &str, payload: &[u8]) -> Vec<Op> {
 /// The only op: an open.
 fn opened(ops: &[Op]) -> (SocketId, DatagramKind, u16, bool) {
     match ops {
-        [Op::Open { socket, kind, port, loopback }] => (*socket, *kind, *port, *loopback),
+        [Op::Open { socket, kind, port, loopback, on: Namespace::Host }] => {
+            (*socket, *kind, *port, *loopback)
+        }
         _ => panic!("one open, not {ops:?}"),
     }
 }

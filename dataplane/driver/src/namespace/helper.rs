@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socket};
 use nix::unistd::{ForkResult, Pid, fork, getppid};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+use usernet_core::rules::Protocol;
 
 use super::channel::{Channel, DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, Received};
 use super::configure::configure;
@@ -273,7 +274,7 @@ fn answer(channel: &Channel) -> Option<()> {
     };
     let SocketRequest { sequence, wanted } = SocketRequest::decode(buffer.get(..length)?)?;
     let opened = match wanted {
-        Wanted::ToConnect(to) => open_several(to),
+        Wanted::ToConnect { protocol, to } => open_several(protocol, to),
         Wanted::Listening { protocol, at, interface } => {
             listen::open(protocol, at, interface.as_deref()).map(|socket| vec![socket])
         }
@@ -282,14 +283,18 @@ fn answer(channel: &Channel) -> Option<()> {
     channel.send(&reply.encode(), opened.iter().flatten().map(OwnedFd::as_fd)).ok()
 }
 
-/// Sockets that are not connected yet, as many as a message carries: the daemon connects them, one after the other.
-fn open_several(to: SocketAddr) -> nix::Result<Vec<OwnedFd>> {
+/// Sockets that are not connected yet, as many as a message carries: the daemon uses them, one after the other.
+fn open_several(protocol: Protocol, to: SocketAddr) -> nix::Result<Vec<OwnedFd>> {
     let family = match to.is_ipv4() {
         true => AddressFamily::Inet,
         false => AddressFamily::Inet6,
     };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let open = || socket(family, SockType::Stream, flags, None);
+    let kind = match protocol {
+        Protocol::Tcp => SockType::Stream,
+        Protocol::Udp => SockType::Datagram,
+    };
+    let open = || socket(family, kind, flags, None);
     let mut sockets = vec![open()?];
     // One is enough to go on with.
     sockets.extend((1..DESCRIPTORS_MAX).map_while(|_| open().ok()));

@@ -196,8 +196,13 @@ pub(super) struct SocketRequest {
 /// What kind of socket, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// Some TCP sockets that can be connected to this address.
-    ToConnect(SocketAddr),
+    /// Some new sockets that can be connected to this address, or send there.
+    ToConnect {
+        /// Of which protocol.
+        protocol: Protocol,
+        /// Where to.
+        to: SocketAddr,
+    },
     /// A TCP socket that listens, or a bound UDP socket.
     Listening {
         /// Which of them.
@@ -210,15 +215,17 @@ pub(super) enum Wanted {
 }
 
 impl SocketRequest {
-    const TO_CONNECT: u8 = 1;
+    const TO_CONNECT_TCP: u8 = 1;
     const LISTENING_TCP: u8 = 2;
     const LISTENING_UDP: u8 = 3;
+    const TO_CONNECT_UDP: u8 = 4;
 
     /// As bytes: sequence, kind, port, address (IPv4 mapped into IPv6), name of the interface. A scope is not
     /// carried: loopback has none, and elsewhere it is the interface's.
     pub(super) fn encode(&self) -> Vec<u8> {
         let (kind, at, interface) = match &self.wanted {
-            Wanted::ToConnect(to) => (Self::TO_CONNECT, to, None),
+            Wanted::ToConnect { protocol: Protocol::Tcp, to } => (Self::TO_CONNECT_TCP, to, None),
+            Wanted::ToConnect { protocol: Protocol::Udp, to } => (Self::TO_CONNECT_UDP, to, None),
             Wanted::Listening { protocol: Protocol::Tcp, at, interface } => {
                 (Self::LISTENING_TCP, at, interface.as_deref())
             }
@@ -249,7 +256,8 @@ impl SocketRequest {
         let interface = std::str::from_utf8(interface).ok()?;
         let interface = (!interface.is_empty()).then(|| interface.to_owned());
         let wanted = match (*kind, interface) {
-            (Self::TO_CONNECT, None) => Wanted::ToConnect(at),
+            (Self::TO_CONNECT_TCP, None) => Wanted::ToConnect { protocol: Protocol::Tcp, to: at },
+            (Self::TO_CONNECT_UDP, None) => Wanted::ToConnect { protocol: Protocol::Udp, to: at },
             (Self::LISTENING_TCP, interface) => {
                 Wanted::Listening { protocol: Protocol::Tcp, at, interface }
             }
@@ -320,7 +328,8 @@ mod tests {
                 interface: interface.map(str::to_owned),
             };
             for wanted in [
-                Wanted::ToConnect(at),
+                Wanted::ToConnect { protocol: Protocol::Tcp, to: at },
+                Wanted::ToConnect { protocol: Protocol::Udp, to: at },
                 listening(Protocol::Tcp, None),
                 listening(Protocol::Udp, Some("lo")),
             ] {

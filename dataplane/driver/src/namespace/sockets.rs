@@ -1,7 +1,7 @@
 //! The daemon's side of the helper.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
@@ -9,6 +9,7 @@ use nix::sys::time::TimeVal;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use usernet_core::op::DatagramKind;
 use usernet_core::rules::Protocol;
 
 use super::channel::{Channel, MESSAGE_BYTES_MAX, Received};
@@ -61,9 +62,9 @@ impl Questions {
 #[derive(Debug)]
 pub(super) struct HelperSockets {
     questions: Questions,
-    /// Sockets that nobody has used yet, of IPv4 and of IPv6: a question costs two switches between processes, in which
+    /// Sockets that nobody has used yet, by [`Self::spare`]: a question costs two switches between processes, in which
     /// the data path waits.
-    spare: [Vec<OwnedFd>; 2],
+    spares: [Vec<OwnedFd>; 4],
     /// The process. It is our child and nobody else waits for it, so that the PID stays its own.
     pid: Pid,
     /// To signal it by.
@@ -76,7 +77,7 @@ impl HelperSockets {
         let process = rustix::process::Pid::from_raw(pid.as_raw())
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let questions = Questions { channel, sequence: 0 };
-        Self { questions, spare: [const { Vec::new() }; 2], pid, process }
+        Self { questions, spares: [const { Vec::new() }; 4], pid, process }
     }
 
     /// Its process.
@@ -105,6 +106,19 @@ impl HelperSockets {
         })
     }
 
+    /// A socket of that protocol, and of the family of `to`.
+    fn spare(&mut self, protocol: Protocol, to: SocketAddr) -> io::Result<OwnedFd> {
+        let of_protocol = match protocol {
+            Protocol::Tcp => 0,
+            Protocol::Udp => 2,
+        };
+        let spares = &mut self.spares[of_protocol + usize::from(to.is_ipv6())];
+        if spares.is_empty() {
+            *spares = self.questions.ask(Wanted::ToConnect { protocol, to })?;
+        }
+        Ok(spares.pop().expect("no answer is empty"))
+    }
+
     /// From here on it is asked by a thread that has other things to do.
     pub(super) fn limit_waiting(&self) -> io::Result<()> {
         self.questions.limit_waiting()
@@ -113,16 +127,23 @@ impl HelperSockets {
 
 impl NamespaceSockets for HelperSockets {
     fn connect(&mut self, to: SocketAddr) -> io::Result<OwnedFd> {
-        let spare = &mut self.spare[usize::from(to.is_ipv6())];
-        if spare.is_empty() {
-            *spare = self.questions.ask(Wanted::ToConnect(to))?;
-        }
-        let socket = spare.pop().expect("no answer is empty");
+        let socket = self.spare(Protocol::Tcp, to)?;
         // In the namespace that the socket was made in, whoever calls.
         match sys::connect(socket.as_fd(), &to.into()) {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
             Ok(()) | Err(_) => Ok(socket),
         }
+    }
+
+    fn datagrams(&mut self, kind: DatagramKind) -> io::Result<OwnedFd> {
+        let somebody: IpAddr = match kind {
+            DatagramKind::Udp4 => Ipv4Addr::UNSPECIFIED.into(),
+            DatagramKind::Udp6 => Ipv6Addr::UNSPECIFIED.into(),
+            DatagramKind::Ping4 | DatagramKind::Ping6 => {
+                return Err(io::Error::from_raw_os_error(libc::EPROTONOSUPPORT));
+            }
+        };
+        self.spare(Protocol::Udp, SocketAddr::new(somebody, 0))
     }
 }
 

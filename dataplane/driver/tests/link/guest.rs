@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use rustix::net::{SendFlags, send};
 use usernet_core::Config;
+use usernet_core::op::DatagramKind;
 use usernet_core::rules::{Access, HostLoopback, Rules};
 use usernet_driver::namespace::take_over;
 use usernet_driver::{
@@ -110,6 +111,10 @@ impl NamespaceSockets for Inside {
         let socket = socket.recv().map_err(|_| io::ErrorKind::NotConnected)??;
         socket.set_nonblocking(true)?;
         Ok(socket.into())
+    }
+
+    fn datagrams(&mut self, _kind: DatagramKind) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

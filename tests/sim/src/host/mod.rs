@@ -10,7 +10,7 @@ mod stream;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
-use usernet_core::op::CloseHow;
+use usernet_core::op::{CloseHow, Namespace};
 use usernet_core::{AcceptedId, HostError, LeaseId, LocalId, Op, PeekedThen, SocketId};
 
 use crate::conversation::Answer;
@@ -154,8 +154,11 @@ impl Host {
             | Op::HandOver { .. }
             | Op::HandOverClient { .. }
             | Op::TellNeighbor { .. } => unreachable!("{op:?} is the world's"),
+            Op::Connect { on: Namespace::Guest, .. } | Op::Open { on: Namespace::Guest, .. } => {
+                unreachable!("{op:?}: resolvers are the host's here")
+            }
             Op::Release { lease } => env.ledger.give_back(lease, "Release"),
-            Op::Connect { socket, to } => self.on_connect(env, socket, to),
+            Op::Connect { socket, to, on: Namespace::Host } => self.on_connect(env, socket, to),
             Op::Adopt { socket, accepted } => self.on_adopt(env, socket, accepted),
             Op::Refuse { accepted } => {
                 let conversation = self.take_accepted(accepted);
@@ -178,7 +181,7 @@ impl Host {
             Op::Consume { socket, bytes } => self.stream(socket, "Consume").consume(env, bytes),
             Op::Shutdown { socket } => self.stream(socket, "Shutdown").shutdown(env),
             Op::Close { socket, how } => self.on_close(env, socket, how),
-            Op::Open { socket, kind, port, loopback } => {
+            Op::Open { socket, kind, port, loopback, on: Namespace::Host } => {
                 self.claim(socket, "Open");
                 let port = Port::open(env, socket, kind, port, loopback);
                 self.sockets.insert(socket.index, (socket, Socket::Port(port)));

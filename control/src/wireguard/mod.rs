@@ -2,7 +2,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`file`](self::file) | a tunnel's file, read and named; the addresses behind host names |
+//! | `file` | a tunnel's file, read and named; the addresses behind host names |
 //! | `settings` | the configuration file of the tools that we stand in for |
 //! | `userspace` | the sockets by which `wg` reads and changes them |
 //! | `way_out` | what is still reached beside the tunnels, and who resolves names |

@@ -1,6 +1,6 @@
 //! The userspace sockets of tunnels, `DIR/NAME.sock`, by which `wg` reads and changes them.
 //!
-//! [`uapi`](usernet_wireguard::uapi) has the language; the server of the control socket has connections, limits and who
+//! [`uapi`] has the language; the server of the control socket has connections, limits and who
 //! may come in: root and the daemon's user, as for the other socket, because what is told are the keys. A connection is
 //! for one request and then closed, as `wg` expects; several that come in one piece are answered in order.
 //!

@@ -159,7 +159,7 @@ pub(crate) unsafe fn peek(fd: BorrowedFd<'_>, buffers: &mut [libc::iovec]) -> io
 }
 
 /// The same with a count of the bytes in the queue, those before the place of the peek included, where the socket was asked
-/// for it ([`TCP_INQ`](crate::TCP_INQ)).
+/// for it ([`TCP_INQ`]).
 ///
 /// # Safety
 ///

@@ -195,7 +195,7 @@ pub const LIST: &[Entry] = &[
     entry!(SYS_poll, YES, YES, YES),
     entry!(SYS_ppoll, rare("the C library of aarch64"), rare("the same"), rare("the same")),
     entry!(SYS_futex, rare("two threads meet"), NO, NO),
-    entry!(SYS_sched_yield, rare("a lock is held for a moment"), NO, NO),
+    entry!(SYS_sched_yield, rare("an event is looked for, or a lock is held"), NO, NO),
     entry!(SYS_clock_nanosleep, NO, rare("processes of the guest end in quick succession"), NO),
     entry!(SYS_restart_syscall, rare("stopped and continued"), rare("the same"), rare("the same")),
     entry!(SYS_clock_gettime, rare("a clock that the vDSO cannot read"), rare("the same"), rare("the same")),

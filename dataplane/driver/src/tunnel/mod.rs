@@ -172,6 +172,8 @@ impl<T: Tunnel> TunnelWorker<T> {
                     self.out.counters.count(Counter::WaitsAwake);
                     return Ok(());
                 }
+                // Whoever is to answer may be waiting for this core.
+                std::thread::yield_now();
             }
         }
         self.look(timeout)?;

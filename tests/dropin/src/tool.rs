@@ -169,9 +169,9 @@ macro_rules! both_tools {
             fn body($argument: $crate::Tool) $body
 
             fn run(kind: $crate::Kind) {
-                #[allow(unused_mut, unused_assignments)]
-                let mut known = $crate::tool::Known::Same;
-                $(known = $crate::tool::Known::Fails { why: $why, says: $says };)?
+                let fails = None::<$crate::tool::Known>
+                    $(.or(Some($crate::tool::Known::Fails { why: $why, says: $says })))?;
+                let known = fails.unwrap_or($crate::tool::Known::Same);
                 let tool = $crate::Tool { name: $tool, kind };
                 let needs: [&[&str]; 2] = [&$common, &$needs];
                 $crate::tool::run(stringify!($name), tool, &needs.concat(), known, body);

@@ -1,6 +1,8 @@
 //! One counter per outcome. The packet path counts; it does not talk.
 
-macro_rules! counters {
+/// Makes the enum of what somebody counts, one variant per outcome, with a name for each.
+#[macro_export]
+macro_rules! declare_counter {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
         /// What is counted. The name is what `usernet status` shows.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,7 +20,7 @@ macro_rules! counters {
     };
 }
 
-counters! {
+declare_counter! {
     /// Frames from the guest.
     FramesFromGuest = "frames_from_guest",
     /// Bytes in them.

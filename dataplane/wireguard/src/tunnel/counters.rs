@@ -1,24 +1,6 @@
 //! One counter per outcome. The packet path counts; it does not talk.
 
-macro_rules! counters {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
-        /// What is counted. The name is what a person is shown.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Counter { $($(#[doc = $doc])+ $variant,)+ }
-
-        impl Counter {
-            /// All of them, in the order of their declaration.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
-
-            /// Lower case, words joined by underscores.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name,)+ }
-            }
-        }
-    };
-}
-
-counters! {
+usernet_core::declare_counter! {
     /// Packets and super-frames from the guest.
     PacketsFromGuest = "tunnel_packets_from_guest",
     /// Packets and super-frames to the guest.

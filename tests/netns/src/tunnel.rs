@@ -29,8 +29,10 @@ pub const LISTEN_PORT: u16 = 51_820;
 pub const USUAL_MTU: u16 = 1420;
 /// The lab's own folder for control sockets, where `wg` looks for them.
 pub const API_FOLDER: &str = "/run/wireguard";
-/// How long the first packet may take.
-const SET_UP_MAX: Duration = Duration::from_secs(15);
+/// How long the first packet may take. An end whose packets do not arrive begins anew after 15 s and a little
+/// (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT), and wireguard-go 2022 sends nothing before that when the address has gone that
+/// it had sent from.
+const SET_UP_MAX: Duration = Duration::from_secs(60);
 
 /// What both ends are told.
 #[derive(Clone, Debug)]

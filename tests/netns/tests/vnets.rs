@@ -14,7 +14,7 @@ use usernet_lab::wireguard::{Implementation, Peer};
 use usernet_lab::{Done, Lab, Namespace, Running, skip, wait_until};
 
 /// How long what takes a handshake or a new process may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An ordinary user of `usernet` on a host.
 struct User<'a> {

@@ -249,13 +249,13 @@ fn nothing_is_left_behind() {
         let names = || processes_called("usernetd-names", lab.host());
         assert_eq!(names(), 1);
         first.signal(signal);
-        assert!(first.ends_within(SECOND), "{signal}: {}", first.said());
+        assert!(first.ends_within(10 * SECOND), "{signal}: {}", first.said());
         drop(first);
         assert!(
-            wait_until(SECOND, || !here.sh("ip link show wg0").is_ok()),
+            wait_until(10 * SECOND, || !here.sh("ip link show wg0").is_ok()),
             "{signal}: the device"
         );
-        assert!(wait_until(SECOND, || names() == 0), "{signal}: the process");
+        assert!(wait_until(10 * SECOND, || names() == 0), "{signal}: the process");
         let ports = lab.host().sh(&format!("ss -Hlun sport = {}", a.port)).ok();
         assert_eq!(ports, "", "{signal}: the port");
     }

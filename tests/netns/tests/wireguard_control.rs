@@ -135,8 +135,8 @@ on_both_backends! {
         assert_eq!(wg(&lab, &["show", "wg0", "peers"]), "");
         drop((silent, slow));
         daemon.close_exit_fd();
-        assert!(daemon.ends_within(5 * SECOND));
-        let is_gone = wait_until(5 * SECOND, || !lab.host().run(&["test", "-e", SOCKET]).is_ok());
+        assert!(daemon.ends_within(20 * SECOND));
+        let is_gone = wait_until(20 * SECOND, || !lab.host().run(&["test", "-e", SOCKET]).is_ok());
         assert!(is_gone, "the socket goes with the daemon");
     }
 }
@@ -162,7 +162,7 @@ impl Leaks {
 
     fn shown(self, lab: &Lab) -> String {
         self.capture.signal(nix::sys::signal::Signal::SIGINT);
-        self.capture.done_within(10 * SECOND);
+        self.capture.done_within(20 * SECOND);
         lab.host().admin(&["tcpdump", "-nnr", &self.file])
     }
 }

@@ -47,7 +47,9 @@ pub(super) fn main(peer: &str, args: &[&str]) -> Outcome {
         }
         ("parallel", [address, n, bytes]) => parallel(address.parse()?, n.parse()?, bytes.parse()?),
         ("sequence", [address, n, bytes]) => sequence(address.parse()?, n.parse()?, bytes.parse()?),
-        ("echo", [address, sizes @ ..]) => echo(address.parse()?, sizes),
+        ("echo", [address, sizes @ ..]) => echo(address.parse()?, sizes, 1),
+        // Over what may lose one.
+        ("echo-thrice", [address, sizes @ ..]) => echo(address.parse()?, sizes, 3),
         ("ask", [socket, request]) => ask(socket, request),
         ("speak", [socket, request]) => speak(socket, request),
         ("crowd", [socket, n, request]) => crowd(socket, n.parse()?, request),
@@ -372,17 +374,28 @@ fn sequence(address: SocketAddr, n: u64, bytes: u64) -> Outcome {
 }
 
 /// Sends datagrams of the given sizes and wants each of them back.
-fn echo(address: SocketAddr, sizes: &[&str]) -> Outcome {
-    let socket = UdpSocket::bind(any(address, 0))?;
-    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+fn echo(address: SocketAddr, sizes: &[&str], tries: u32) -> Outcome {
+    let open = || -> std::io::Result<UdpSocket> {
+        let socket = UdpSocket::bind(any(address, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        Ok(socket)
+    };
+    let mut socket = open()?;
     let mut buffer = vec![0; 65_536];
     for size in sizes {
         let mut datagram = vec![0; size.parse()?];
         fill(&mut datagram, 0);
-        socket.send_to(&datagram, address).map_err(|e| format!("sending {size} bytes: {e}"))?;
-        let (n, from) = socket
-            .recv_from(&mut buffer)
-            .map_err(|e| format!("{size} bytes there and back: {e}"))?;
+        let mut tried = 0;
+        let (n, from) = loop {
+            socket.send_to(&datagram, address).map_err(|e| format!("sending {size} bytes: {e}"))?;
+            tried += 1;
+            match socket.recv_from(&mut buffer) {
+                Ok(answer) => break answer,
+                // By another one, so that a late answer is not taken for the next one's.
+                Err(_) if tried < tries => socket = open()?,
+                Err(e) => return Err(format!("{size} bytes there and back: {e}").into()),
+            }
+        };
         if buffer[..n] != datagram || from != address {
             return Err(format!("{n} bytes from {from} for {size} to {address}").into());
         }

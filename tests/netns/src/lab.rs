@@ -59,7 +59,16 @@ fn build() -> &'static Path {
             (false, false) => "dev",
         };
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+        // What cargo tells a test of its own package: a build script that asks for it (ring's) would be run again, by each
+        // test program, and all that depends on it compiled again.
+        let is_of_package = |name: &str| {
+            ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|start| name.starts_with(start))
+        };
+        let environment =
+            std::env::vars_os().filter(|(name, _)| !name.to_str().is_some_and(is_of_package));
         let status = Command::new(cargo)
+            .env_clear()
+            .envs(environment)
             .args(["build", "--quiet", "--profile", profile, "--bins"])
             .args(["-p", "usernet-control", "-p", "usernet-netns-tests"])
             .current_dir(env!("CARGO_MANIFEST_DIR"))

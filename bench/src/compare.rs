@@ -169,18 +169,18 @@ impl Round<'_> {
             return;
         }
         eprintln!("  {} at MTU {mtu}", contender.name);
-        match Session::start(self.lab, contender, mtu) {
-            Ok(session) => {
-                for (group, run) in wanted {
-                    let mut collector = self.collector(contender, group, findings);
-                    run(&session, self.effort, &mut collector);
-                }
+        let mut session = Session::start(self.lab, contender, mtu);
+        for (at, (group, run)) in wanted.into_iter().enumerate() {
+            let mut collector = self.collector(contender, group, findings);
+            // What one group broke is not the next one's fault.
+            if at > 0 && session.as_ref().is_ok_and(|session| !session.answers()) {
+                collector.fail("before it", "nothing passed any more, so it was started again");
+                drop(session);
+                session = Session::start(self.lab, contender, mtu);
             }
-            Err(why) => {
-                for (group, _) in wanted {
-                    let mut collector = self.collector(contender, group, findings);
-                    collector.fail(format!("all at MTU {mtu}"), &why);
-                }
+            match &session {
+                Ok(session) => run(session, self.effort, &mut collector),
+                Err(why) => collector.fail(format!("all at MTU {mtu}"), why),
             }
         }
     }

@@ -21,6 +21,8 @@ const SET_UP_MAX: Duration = Duration::from_secs(10);
 const V6_MAX: Duration = Duration::from_secs(6);
 /// How long one question over IPv6 may take.
 const V6_TRY_MAX: Duration = Duration::from_secs(2);
+/// How long one question may take that is asked between two groups of cases: a crowd of connections may still be closing.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How often it is looked whether it has.
 const POLL: Duration = Duration::from_micros(200);
 
@@ -150,6 +152,12 @@ impl<'a> Session<'a> {
             Family::V4 => Ok(()),
             Family::V6 => self.v6.get_or_init(|| self.try_v6()).clone(),
         }
+    }
+
+    /// Whether the host can be reached at all.
+    pub(crate) fn answers(&self) -> bool {
+        let server = Family::V4.socket(SERVER_PORT);
+        self.client().peer_within(ANSWER_MAX, &["who", "tcp", &server]).is_ok()
     }
 
     fn try_v6(&self) -> Result<(), String> {

@@ -93,6 +93,8 @@ struct Effort {
     is_quick: bool,
     /// Rounds over all contenders.
     rounds: u32,
+    /// Whether cases that take minutes run in every round, and not only in the first one: they are all that was asked for.
+    repeats_long: bool,
     /// Of each bulk transfer.
     bulk: Duration,
     /// Of whatever else runs for a time: round trips, connections.
@@ -105,6 +107,7 @@ impl CompareArgs {
         Effort {
             is_quick: self.quick,
             rounds: self.rounds.unwrap_or(rounds),
+            repeats_long: self.cases == [cases::PATHS],
             bulk: Duration::from_secs(self.seconds),
             load: Duration::from_millis(load),
         }

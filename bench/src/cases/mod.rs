@@ -31,6 +31,9 @@ pub(crate) const USUAL_MTU: u16 = MTUS[0];
 /// The group of cases that has contenders of its own.
 pub(crate) const TUNNEL: &str = "tunnel";
 
+/// The group of cases that takes minutes.
+pub(crate) const PATHS: &str = "paths";
+
 /// Cases that are selected together.
 pub(crate) struct Group {
     /// For `--cases`, and in the report.
@@ -105,7 +108,11 @@ pub(crate) const GROUPS: [Group; 13] = [
         about: "WireGuard between two namespaces, both ends alike: TCP, datagrams, round trips",
         run: Run::Alone(tunnel::run),
     },
-    Group { name: "paths", about: "paths with delay and loss", run: Run::Alone(paths::run) },
+    Group {
+        name: PATHS,
+        about: "paths with delay and loss; in the first round only, unless they are all there is",
+        run: Run::Alone(paths::run),
+    },
 ];
 
 /// Once, at the usual MTU.

@@ -160,11 +160,13 @@ impl Drop for Running {
 /// Gives the program this descriptor under the number `to`. It must stay open until the program has been started.
 pub fn pass(command: &mut Command, from: &impl AsRawFd, to: RawFd) {
     let from = from.as_raw_fd();
-    // SAFETY: dup2 is async-signal-safe, and the descriptor is open in the child too.
+    // SAFETY: both calls are async-signal-safe, and the descriptor is open in the child too.
     unsafe {
-        command.pre_exec(move || match libc::dup2(from, to) {
-            -1 => Err(std::io::Error::last_os_error()),
-            _ => Ok(()),
+        command.pre_exec(move || {
+            // One that has the number by chance stays as it is by dup2(2), closed at the start of the program included.
+            let done =
+                if from == to { libc::fcntl(to, libc::F_SETFD, 0) } else { libc::dup2(from, to) };
+            if done == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
         });
     }
 }

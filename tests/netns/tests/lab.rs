@@ -1,8 +1,11 @@
 //! The laboratory itself: what the other tests rely on.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::process::Command;
 use std::time::Duration;
 
-use usernet_lab::{Lab, WAN4, WAN6, skip};
+use usernet_lab::{Lab, WAN4, WAN6, pass, skip};
 
 #[test]
 fn a_host_is_an_ordinary_user_with_a_network_of_its_own() {
@@ -16,6 +19,20 @@ fn a_host_is_an_ordinary_user_with_a_network_of_its_own() {
     lab.host().run(&["ping", "-c1", "-W1", WAN4]).ok();
     lab.host().run(&["ping", "-c1", "-W1", WAN6]).ok();
     assert_eq!(lab.host().sh("cat /etc/resolv.conf").ok(), "nameserver 192.0.2.1\n");
+}
+
+/// Tests run side by side: any number may be the one that a descriptor has here already.
+#[test]
+fn a_descriptor_is_passed_under_the_number_that_it_has_too() {
+    let file = File::open("/dev/null").unwrap();
+    let own = file.as_raw_fd();
+    for number in [own, 200] {
+        let mut command = Command::new("readlink");
+        command.arg(format!("/proc/self/fd/{number}"));
+        pass(&mut command, &file, number);
+        let output = command.output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "/dev/null\n", "{own} as {number}");
+    }
 }
 
 #[test]

@@ -100,17 +100,14 @@ macro_rules! pastas {
         lacks [$($who:ident: $why:literal, says $says:literal);*] $body:block
     )+) => {$(
         $(#[$attribute])*
+        fn $name($argument: $crate::pasta::Pasta) $body
+
         mod $name {
-            #[allow(unused_imports)]
-            use super::*;
-
-            fn body($argument: $crate::pasta::Pasta) $body
-
             fn run(pasta: $crate::pasta::Pasta) {
                 let lacks = [$($crate::pasta::Lacks {
                     who: $crate::pasta::Pasta::$who, why: $why, says: $says,
                 }),*];
-                $crate::pasta::run(stringify!($name), pasta, &[$($program),*], &lacks, body);
+                $crate::pasta::run(stringify!($name), pasta, &[$($program),*], &lacks, super::$name);
             }
 
             #[test]

@@ -162,19 +162,16 @@ macro_rules! both_tools {
         $(reference_fails($why:literal, says $says:literal))? $body:block
     )+) => {$(
         $(#[$attribute])*
+        fn $name($argument: $crate::Tool) $body
+
         mod $name {
-            #[allow(unused_imports)]
-            use super::*;
-
-            fn body($argument: $crate::Tool) $body
-
             fn run(kind: $crate::Kind) {
                 let fails = None::<$crate::tool::Known>
                     $(.or(Some($crate::tool::Known::Fails { why: $why, says: $says })))?;
                 let known = fails.unwrap_or($crate::tool::Known::Same);
                 let tool = $crate::Tool { name: $tool, kind };
                 let needs: [&[&str]; 2] = [&$common, &$needs];
-                $crate::tool::run(stringify!($name), tool, &needs.concat(), known, body);
+                $crate::tool::run(stringify!($name), tool, &needs.concat(), known, super::$name);
             }
 
             #[test]

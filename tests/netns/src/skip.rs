@@ -106,19 +106,18 @@ pub fn no_containers() -> Option<&'static str> {
 macro_rules! on_both_backends {
     ($($(#[$attribute:meta])* fn $name:ident($backend:ident) needs [$($program:literal),*] $body:block)+) => {$(
         $(#[$attribute])*
-        mod $name {
-            #[allow(unused_imports)]
-            use super::*;
+        fn $name($backend: $crate::Backend) $body
 
-            fn run($backend: $crate::Backend) {
-                let name = format!("{} ({})", stringify!($name), $backend);
+        mod $name {
+            fn run(backend: $crate::Backend) {
+                let name = format!("{} ({})", stringify!($name), backend);
                 if let Some(reason) = $crate::skip::missing(&[$($program),*]) {
                     return $crate::skip::skip(&name, &reason);
                 }
-                if $backend == $crate::Backend::IoUring && !$crate::skip::has_io_uring() {
+                if backend == $crate::Backend::IoUring && !$crate::skip::has_io_uring() {
                     return $crate::skip::skip(&name, "io_uring is forbidden");
                 }
-                $body
+                super::$name(backend);
             }
 
             #[test]

@@ -174,7 +174,8 @@ impl Round<'_> {
             let mut collector = self.collector(contender, group, findings);
             // What one group broke is not the next one's fault.
             if at > 0 && session.as_ref().is_ok_and(|session| !session.answers()) {
-                collector.fail("before it", "nothing passed any more, so it was started again");
+                let case = format!("before {group} at MTU {mtu}");
+                collector.fail(case, "nothing passed any more, so it was started again");
                 drop(session);
                 session = Session::start(self.lab, contender, mtu);
             }

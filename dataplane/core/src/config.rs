@@ -220,7 +220,8 @@ pub struct Limits {
     pub kept_bytes: u32,
     /// The TCP window towards the guest, in bytes.
     pub window_bytes: u32,
-    /// Unacknowledged bytes in flight to the guest, per flow.
+    /// Unacknowledged bytes in flight to the guest, per flow. More than two flows that send in bulk share twice as
+    /// many.
     pub in_flight_bytes: u32,
     /// Datagrams under reassembly.
     pub reassemblies: u32,

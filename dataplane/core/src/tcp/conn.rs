@@ -150,6 +150,8 @@ pub(crate) struct Conn {
     /// A `Peek` is outstanding: what it brings next has this sequence number. If that is not `next` any more, the
     /// position was given up and the bytes are dropped.
     pub(crate) peeking: Option<Seq>,
+    /// It sends in bulk: counted among those that share what may be in flight.
+    pub(crate) is_bulk: bool,
     pub(crate) duplicate_acks: u8,
     /// While set, and until it is acknowledged, we send again what may be lost: in small steps.
     pub(crate) recover_until: Option<Seq>,
@@ -217,6 +219,7 @@ impl Conn {
             is_readable: false,
             peeking: None,
             lingers: true,
+            is_bulk: false,
             duplicate_acks: 0,
             recover_until: None,
             timed: None,

@@ -76,6 +76,8 @@ pub(crate) struct Tcp {
     dirty: Vec<u32>,
     /// Flows whose handshake is not complete.
     half_open: u32,
+    /// Flows that send in bulk to the guest.
+    bulk: u32,
     /// When the table was last asked, for the flows' idle times.
     now: Instant,
 }
@@ -94,6 +96,7 @@ impl Tcp {
             waiting: Waiting::new(),
             dirty: Vec::with_capacity(flows),
             half_open: 0,
+            bulk: 0,
             now: Instant::ZERO,
         }
     }
@@ -185,6 +188,7 @@ impl Tcp {
             State::Open => {
                 self.flush_from_guest(ctx, flow);
                 self.flush_to_guest(ctx, flow);
+                self.count_bulk(flow);
                 self.flush_ack(ctx, flow);
                 self.finish_if_done(ctx, flow);
             }
@@ -233,10 +237,12 @@ impl Tcp {
         let mut used = 0;
         let mut leases = 0;
         let mut half_open = 0;
+        let mut bulk = 0;
         for (flow, conn) in self.conns() {
             used += 1;
             leases += conn.kept.leases + conn.ahead.leases;
             half_open += u32::from(is_half_open(conn.state));
+            bulk += u32::from(conn.is_bulk);
             if let Some(socket) = conn.socket {
                 owned += 1;
                 assert_eq!(sockets.owner(socket), Some(Owner::Tcp(flow)), "a flow owns its socket");
@@ -262,6 +268,7 @@ impl Tcp {
         assert_eq!(used, self.used, "used slots are counted");
         assert_eq!(leases, self.kept.in_use(), "every kept lease is in one queue");
         assert_eq!(half_open, self.half_open, "half-open flows are counted");
+        assert_eq!(bulk, self.bulk, "flows that send in bulk are counted");
         owned
     }
 
@@ -341,6 +348,7 @@ impl Tcp {
             "nothing is left behind"
         );
         self.half_open -= u32::from(is_half_open(conn.state));
+        self.bulk -= u32::from(conn.is_bulk);
         self.used -= 1;
     }
 

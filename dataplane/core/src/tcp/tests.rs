@@ -341,6 +341,60 @@ fn bytes_of_the_host_are_peeked_sent_and_consumed_when_acknowledged() {
     assert_eq!(ops, [Op::Consume { socket: flow.socket, bytes: 3000 }]);
 }
 
+/// How many bytes a flow gets in flight before a peek is not asked for any more, with nothing acknowledged.
+fn filled(world: &mut World, port: u16) -> (u32, Sent) {
+    let guest = SocketAddr::new(at(GUEST).ip(), port);
+    let frame = |sent: &Sent| sent.frame(guest, at(REMOTE));
+    // Window scale 14: the guest's window bounds nothing.
+    let syn = segment(1000, 0, SYN).options(&[2, 4, 5, 180, 1, 3, 3, 14]);
+    let mut ops = world.frame(&frame(&syn), VALID);
+    ops.extend(world.flush());
+    let [Op::Connect { socket, .. }] = ops[..] else { panic!("a connect: {ops:?}") };
+    world.input(Input::Connected { socket });
+    let first = got(world).seq + 1;
+    world.frame(&frame(&segment(1001, first, ACK)), VALID);
+    world.flush();
+    let mut ops = world.input(Input::Readable { socket });
+    ops.extend(world.flush());
+    let mut bytes = 0;
+    while let [Op::Peek { offset, len, chunk, .. }] = ops[..] {
+        assert_eq!(offset, bytes);
+        let part = len.min(chunk);
+        ops = world.peeked(socket, &vec![7; part as usize], PeekedThen::Unknown);
+        ops.extend(world.flush());
+        bytes += part;
+        got(world);
+    }
+    assert_eq!(ops, [], "at its limit a flow waits");
+    (bytes, segment(1001, first + bytes, ACK))
+}
+
+#[test]
+fn flows_that_send_in_bulk_share_what_may_be_in_flight() {
+    let limit = Config::example().limits.in_flight_bytes;
+    let mut world = World::new();
+    let fills: Vec<_> = (1..=16).map(|port| (port, filled(&mut world, port))).collect();
+    let near = |bytes: u32, share: u32| bytes <= share && share - bytes < 2 * 1460;
+    for &(port, (bytes, _)) in &fills {
+        // This one does not count itself until it has something in flight, which is before it reaches its share.
+        let share = 2 * limit / u32::from(port).max(2);
+        assert!(near(bytes, share), "flow {port} has {bytes} of {share}");
+    }
+    // They acknowledge all and have nothing more: the next one is alone.
+    for (port, (_, ack)) in &fills {
+        let guest = SocketAddr::new(at(GUEST).ip(), *port);
+        world.frame(&ack.frame(guest, at(REMOTE)), VALID);
+        for op in world.flush() {
+            if let Op::Peek { socket, .. } = op {
+                world.input(Input::PeekEmpty { socket });
+            }
+        }
+        world.flush();
+    }
+    let (bytes, _) = filled(&mut world, 99);
+    assert!(near(bytes, limit), "alone it has {bytes} of {limit}");
+}
+
 #[test]
 fn three_duplicate_acknowledgements_send_again_what_was_lost() {
     let mut flow = established();

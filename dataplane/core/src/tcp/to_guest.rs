@@ -17,6 +17,10 @@ const DUPLICATE_ACKS: u8 = 3;
 /// Bytes acknowledged that are left in the host socket for a while: consuming costs a call, and what is acknowledged
 /// next goes with it.
 const CONSUME_LAZILY: u32 = 128 << 10;
+/// Bytes in flight from which on a flow counts as one that sends in bulk.
+const BULK: u32 = 16 << 10;
+/// Flows that may each have all of `in_flight_bytes`, if they send in bulk; more share as much as these have.
+const FULL_SHARES: u64 = 2;
 
 impl Tcp {
     /// The acknowledgement and window of a segment. Whether the segment is acceptable.
@@ -175,8 +179,28 @@ impl Tcp {
         }
     }
 
+    /// Counts a flow among those that send in bulk from when it has much in flight until nothing of it is, and nothing is
+    /// being looked for: an end of its own data, or a closed window.
+    pub(super) fn count_bulk(&mut self, flow: u32) {
+        let conn = self.conn_mut(flow);
+        let is_bulk = match conn.in_flight() {
+            0 => conn.is_bulk && conn.peeking.is_some(),
+            bytes => conn.is_bulk || bytes >= BULK,
+        };
+        let was_bulk = core::mem::replace(&mut conn.is_bulk, is_bulk);
+        self.bulk = self.bulk + u32::from(is_bulk) - u32::from(was_bulk);
+    }
+
+    /// Bytes that a flow may have in flight. What is in flight waits in the guest's queues, and who has most there gets
+    /// most: with a share each, they come out even.
+    fn in_flight_max(&self, ctx: &Context<'_>) -> u32 {
+        let limit = ctx.config.limits.in_flight_bytes;
+        (FULL_SHARES * u64::from(limit) / u64::from(self.bulk).max(FULL_SHARES)) as u32
+    }
+
     /// Peeks at what the window has room for, at most `limit` bytes; waits with a timer where it has none.
     fn peek(&mut self, ctx: &mut Context<'_>, flow: u32, limit: u32) {
+        let share = self.in_flight_max(ctx);
         let conn = self.conn_mut(flow);
         let Some(socket) = conn.socket else { return };
         let mss = u32::from(conn.mss);
@@ -184,7 +208,7 @@ impl Tcp {
         let in_flight_max = match conn.recover_until {
             // What was lost goes first, by itself.
             Some(_) => chunk,
-            None => ctx.config.limits.in_flight_bytes.max(chunk),
+            None => share.max(chunk),
         };
         let room = conn.room().min(in_flight_max.saturating_sub(conn.in_flight())).min(limit);
         // Silly windows (RFC 9293, section 3.8.6.2.1): a full segment, or nothing is in flight.

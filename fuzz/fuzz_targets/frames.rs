@@ -24,9 +24,10 @@ enum Event {
     Short { is_short: bool },
 }
 
-fuzz_target!(|input: (bool, Vec<Event>)| {
-    let (flushes_always, events) = input;
-    let mut world = World::default();
+fuzz_target!(|input: (u8, Vec<Event>)| {
+    let (how, events) = input;
+    let flushes_always = how & 1 == 1;
+    let mut world = World::new(how >> 1);
     for event in events.into_iter().take(EVENTS_MAX) {
         match event {
             Event::Frame(frame) => {

@@ -1,7 +1,8 @@
 //! What answers the guest from within: DHCPv4, DHCPv6, NDP, ARP and DNS. The input is a list of payloads; the headers
 //! around them are right.
 //!
-//! Each payload stands behind one byte that names the service and two with its length.
+//! Each payload stands behind one byte that names the service and two with its length. An input that begins with
+//! [`SETUP`] says in its second byte how the world is configured.
 
 #![no_main]
 
@@ -14,11 +15,15 @@ use usernet_core::packet::protocol;
 use usernet_fuzz::frames::{packet, udp};
 use usernet_fuzz::world::World;
 
+const SETUP: u8 = 0xff;
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x64);
 
 fuzz_target!(|data: &[u8]| {
-    let mut world = World::default();
-    let mut rest = data;
+    let (switches, mut rest) = match data {
+        [SETUP, switches, rest @ ..] => (*switches, rest),
+        rest => (0, rest),
+    };
+    let mut world = World::new(switches);
     while let Some((&[service, high, low], after)) = rest.split_first_chunk::<3>() {
         let len = usize::from(u16::from_be_bytes([high, low])).min(after.len());
         let (payload, after) = after.split_at(len);

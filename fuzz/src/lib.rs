@@ -9,4 +9,5 @@
 pub mod frames;
 pub mod host;
 pub mod ledger;
+mod setup;
 pub mod world;

@@ -14,7 +14,7 @@ use usernet_core::op::{
     Input, LocalId, Offload, Op, PeekedThen, SocketId, Span,
 };
 use usernet_core::packet::{EtherType, Packet, checksum, parse, protocol};
-use usernet_core::rules::{Access, Forward, HostLoopback, Outward, Protocol, Rules};
+use usernet_core::rules::{Forward, Outward, Protocol, Rules};
 use usernet_core::{Instant, Shard};
 
 use crate::host::{Kind, Socket, Stream, peer};
@@ -65,7 +65,15 @@ fn config() -> Config {
 
 impl Default for World {
     fn default() -> Self {
-        let config = config();
+        Self::new(0)
+    }
+}
+
+impl World {
+    /// A world with these [switches](crate::setup) thrown.
+    pub fn new(switches: u8) -> Self {
+        let mut config = config();
+        let access = crate::setup::apply(switches, &mut config);
         let forward = |id, protocol| Forward {
             id: ForwardId(id),
             protocol,
@@ -75,12 +83,7 @@ impl Default for World {
         };
         let forwards = vec![forward(0, Protocol::Tcp), forward(1, Protocol::Udp)];
         let resolvers = ["192.0.2.53:53", "[2001:db8::53]:53"].map(|r| r.parse().expect("address"));
-        let rules = Rules::new(
-            &config,
-            &Access::new(&config, HostLoopback::All),
-            forwards,
-            resolvers.to_vec(),
-        );
+        let rules = Rules::new(&config, &access, forwards, resolvers.to_vec());
         let outward = |id, protocol| Outward {
             id: ForwardId(id),
             protocol,
@@ -104,9 +107,7 @@ impl Default for World {
         world.listen(3, Protocol::Udp);
         world
     }
-}
 
-impl World {
     fn listen(&mut self, forward: u32, protocol: Protocol) {
         let local = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 8080);
         let id = self.shard.attach_listener(ForwardId(forward), protocol, local);

@@ -34,7 +34,7 @@ on_both_backends! {
         inner.ip("route add default via 198.51.100.1");
         let _server = lab.host().serve(&["0.0.0.0:7000"]);
         inner.peer_within(LONG, &["get", "192.0.2.1:7000", "3000000"]).ok();
-        inner.peer_within(LONG, &["put", "192.0.2.1:7000", "100000"]).ok();
+        inner.peer_within(LONG, &["put", "192.0.2.1:7000", "3000000"]).ok();
         inner.peer_within(LONG, &["parallel", "192.0.2.1:7000", "20", "100000"]).ok();
     }
 

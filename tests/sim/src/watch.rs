@@ -50,13 +50,17 @@ struct End {
     /// None: it did not offer scaling.
     scale: Option<u8>,
     mss: Option<u16>,
+    has_sack: bool,
     has_reset: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Flow {
     guest: End,
     core: End,
+    /// What the core has received of the guest's data: distances from its SYN, first and behind the last. In order;
+    /// they do not touch.
+    received: Vec<(u32, u32)>,
 }
 
 /// The witness.
@@ -77,6 +81,8 @@ struct Segment {
     window: u16,
     scale: Option<u8>,
     mss: Option<u16>,
+    has_sack: bool,
+    sacks: Vec<(Seq, Seq)>,
 }
 
 impl Segment {
@@ -85,15 +91,18 @@ impl Segment {
     }
 
     fn of(tcp: &TcpSlice<'_>) -> Self {
-        let (mut scale, mut mss) = (None, None);
+        let (mut scale, mut mss, mut has_sack) = (None, None, false);
+        let mut sacks = Vec::new();
         for option in tcp.options_iterator() {
             match option.expect("TCP options are well formed") {
                 TcpOptionElement::WindowScale(shift) => scale = Some(shift),
                 TcpOptionElement::MaximumSegmentSize(bytes) => mss = Some(bytes),
-                TcpOptionElement::Noop
-                | TcpOptionElement::SelectiveAcknowledgementPermitted
-                | TcpOptionElement::SelectiveAcknowledgement(..)
-                | TcpOptionElement::Timestamp(..) => {}
+                TcpOptionElement::SelectiveAcknowledgementPermitted => has_sack = true,
+                TcpOptionElement::SelectiveAcknowledgement(first, others) => {
+                    let blocks = std::iter::once(Some(first)).chain(others).flatten();
+                    sacks.extend(blocks.map(|(from, to)| (Seq(from), Seq(to))));
+                }
+                TcpOptionElement::Noop | TcpOptionElement::Timestamp(..) => {}
             }
         }
         Self {
@@ -106,6 +115,8 @@ impl Segment {
             window: tcp.window_size(),
             scale,
             mss,
+            has_sack,
+            sacks,
         }
     }
 }
@@ -147,7 +158,8 @@ impl Watch {
             // A new incarnation of the pair of addresses.
             let was_opened_by_core = segment.ack.is_some();
             *end = End { isn: Some(segment.seq), ..End::default() };
-            (end.scale, end.mss) = (segment.scale, segment.mss);
+            (end.scale, end.mss, end.has_sack) = (segment.scale, segment.mss, segment.has_sack);
+            flow.received.clear();
             if !was_opened_by_core {
                 flow.core = End::default();
             }
@@ -155,6 +167,11 @@ impl Watch {
         let end = &mut flow.guest;
         end.has_reset |= segment.is_rst;
         Seq::raise(&mut end.sent, segment.end());
+        if let Some(isn) = end.isn.filter(|_| segment.len > 0) {
+            let start = segment.seq.0.wrapping_sub(isn.0);
+            receive(&mut flow.received, start, start.wrapping_add(segment.len));
+        }
+        let end = &mut flow.guest;
         if segment.is_fin {
             end.fin = Some(segment.end());
         }
@@ -245,6 +262,19 @@ impl Watch {
     }
 }
 
+/// Adds a range to those that were received.
+fn receive(received: &mut Vec<(u32, u32)>, mut start: u32, mut end: u32) {
+    received.retain(|&(from, to)| {
+        let is_apart = to < start || from > end;
+        if !is_apart {
+            (start, end) = (start.min(from), end.max(to));
+        }
+        is_apart
+    });
+    let at = received.partition_point(|&(from, _)| from < start);
+    received.insert(at, (start, end));
+}
+
 impl Flow {
     fn check(&mut self, segment: &Segment, offload: Offload, mtu: usize, is_v4: bool) {
         let core = &mut self.core;
@@ -255,7 +285,9 @@ impl Flow {
         assert!(!core.has_reset || segment.is_syn, "a segment behind an RST");
         if segment.is_syn && core.isn != Some(segment.seq) {
             *core = End { isn: Some(segment.seq), ..End::default() };
-            (core.scale, core.mss) = (segment.scale, segment.mss);
+            (core.scale, core.mss, core.has_sack) = (segment.scale, segment.mss, segment.has_sack);
+            // RFC 2018, section 2: in an answer only to who offers it.
+            assert!(!segment.has_sack || segment.ack.is_none() || self.guest.has_sack);
             assert!(segment.scale.is_none_or(|s| s <= 14), "RFC 7323, 2.3: a shift of 14 at most");
             let mss = segment.mss.expect("a SYN says its MSS");
             let headers = if is_v4 { 40 } else { 60 };
@@ -264,6 +296,22 @@ impl Flow {
         assert!(core.isn.is_some(), "a segment before the SYN");
         self.check_data(segment, offload, mtu, is_v4);
         self.check_window(segment);
+        self.check_sacks(segment);
+    }
+
+    /// RFC 2018, section 4: blocks of what was received, behind what is acknowledged, and none twice.
+    fn check_sacks(&self, segment: &Segment) {
+        let (Some(isn), Some(ack)) = (self.guest.isn, segment.ack) else { return };
+        let may_sack = self.guest.has_sack && self.core.has_sack;
+        assert!(may_sack || segment.sacks.is_empty(), "blocks that nobody asked for");
+        for (n, &(from, to)) in segment.sacks.iter().enumerate() {
+            assert!(from.is_after(ack) && to.is_after(from), "a block behind the acknowledgement");
+            let (start, end) = (from.0.wrapping_sub(isn.0), to.0.wrapping_sub(isn.0));
+            let was_received = self.received.iter().any(|&(s, e)| s <= start && end <= e);
+            assert!(was_received, "block {start}..{end} of what came, {:?}", self.received);
+            let is_apart = |&(f, t): &(Seq, Seq)| f.is_after(to) || from.is_after(t);
+            assert!(segment.sacks[..n].iter().all(is_apart), "blocks that touch are one");
+        }
     }
 
     /// Not beyond the guest's window, but for a probe of one byte; no segment larger than it wants.

@@ -5,6 +5,7 @@ use core::time::Duration;
 
 use super::kept::KeptQueue;
 use super::patience::Patience;
+use super::sack::Sacks;
 use super::segment::{ACK, Header};
 use super::seq::Seq;
 use crate::config::{Config, MacAddr};
@@ -110,6 +111,10 @@ pub(crate) struct Conn {
     pub(crate) kept: KeptQueue,
     /// Received ahead of a gap.
     pub(crate) ahead: KeptQueue,
+    /// What of that the guest is told, if it understands.
+    pub(crate) sacks: Sacks,
+    /// Both ends have said in their SYNs that they understand selective acknowledgements.
+    pub(crate) has_sack: bool,
     /// Payload bytes that the guest puts into a frame, smoothed: what a lease is worth to this flow.
     pub(crate) frame_bytes: u32,
     /// Leases, from the front of `kept`, that an outstanding `Send` names. 0: none is outstanding.
@@ -200,6 +205,8 @@ impl Conn {
             our_scale: None,
             kept: KeptQueue::EMPTY,
             ahead: KeptQueue::EMPTY,
+            sacks: Sacks::default(),
+            has_sack: false,
             frame_bytes: u32::from(MSS_MIN),
             sending_leases: 0,
             ack_now: false,
@@ -313,7 +320,14 @@ impl Conn {
             flags,
             window,
             syn_options: None,
+            sacks: Sacks::default(),
         }
+    }
+
+    /// A header for an acknowledgement that carries nothing else.
+    pub(crate) fn ack_header(&self, config: &Config, flags: u8, window: u16) -> Header {
+        let sacks = if self.has_sack { self.sacks } else { Sacks::default() };
+        Header { sacks, ..self.header(config, self.next, ACK | flags, window) }
     }
 
     /// The retransmission timeout, backed off.

@@ -107,6 +107,7 @@ impl Tcp {
             None => (Seq(0), end_of(segment), RST | ACK),
         };
         let header = Header {
+            sacks: super::sack::Sacks::default(),
             host_mac: ctx.config.host_mac,
             guest_mac: segment.guest_mac,
             guest: segment.guest,

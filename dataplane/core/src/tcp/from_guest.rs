@@ -2,7 +2,7 @@
 
 use super::conn::{FromGuest, State};
 use super::handshake::{Handshake, emit};
-use super::segment::{ACK, ECE, Segment, SynOptions};
+use super::segment::{ECE, Segment, SynOptions};
 use super::seq::Seq;
 use super::{Tcp, guest_may_send};
 use crate::context::Context;
@@ -18,8 +18,8 @@ const SPANS_PER_SEND: usize = 64;
 const SHARES: (u32, u32) = (4, 64);
 /// Frames that a flow may always keep, however small they are.
 const LEASES_MIN: u32 = 4;
-/// Frames kept ahead of a gap, per flow: many, because what is dropped behind a gap has to wait, without SACK, for a
-/// time-out of its own.
+/// Frames kept ahead of a gap, per flow: many, because what is dropped behind a gap has to be sent again, and, from a
+/// guest without SACK, waits for a time-out of its own.
 const LEASES_AHEAD_MAX: u32 = 256;
 
 /// What is left of a segment's payload after everything outside of the window has been cut off.
@@ -165,6 +165,7 @@ impl Tcp {
             self.pull_ahead(ctx, flow);
         }
         let conn = self.conn_mut(flow);
+        conn.sacks.forget_before(conn.expected);
         if accepted.fin {
             conn.expected = conn.expected + 1;
             conn.edge = conn.edge.latest(conn.expected);
@@ -176,7 +177,8 @@ impl Tcp {
     }
 
     /// A segment behind a gap: kept for later if there is room. The guest is told at once, by each such segment, where
-    /// we are: three of these make it send the missing one (RFC 5681, section 3.2). Its FIN will come again.
+    /// we are and what came ahead: three of these make it send what is missing (RFC 5681, section 3.2; RFC 6675). Its
+    /// FIN will come again.
     fn on_ahead(
         &mut self,
         ctx: &mut Context<'_>,
@@ -194,16 +196,18 @@ impl Tcp {
         let room = conn.edge.since(segment.seq);
         let len = segment.payload_len.min(room);
         let span = Span { lease, start: segment.payload_start, len };
-        let keeps_lease = len > 0
-            && conn.ahead.leases < LEASES_AHEAD_MAX
-            && !keeps_too_much
-            && kept.insert_ahead(&mut conn.ahead, segment.seq, span);
+        let may_keep = len > 0 && conn.ahead.leases < LEASES_AHEAD_MAX && !keeps_too_much;
+        let inserted =
+            if may_keep { kept.insert_ahead(&mut conn.ahead, segment.seq, span) } else { None };
+        if let Some((start, end)) = inserted {
+            conn.sacks.add(start, end);
+        }
         // The same edge again: a change of the window would not count as a duplicate.
         let field = conn.advertise(0);
-        let header = conn.header(ctx.config, conn.next, ACK, field);
+        let header = conn.ack_header(ctx.config, 0, field);
         let mss = conn.mss;
         emit(ctx, header, mss);
-        keeps_lease
+        inserted.is_some()
     }
 
     /// The gap before what came ahead may be closed now.
@@ -315,7 +319,7 @@ impl Tcp {
         conn.ack_now = false;
         let echo = if conn.echo_congestion { ECE } else { 0 };
         let field = conn.advertise(window);
-        let header = conn.header(ctx.config, conn.next, ACK | echo, field);
+        let header = conn.ack_header(ctx.config, echo, field);
         let mss = conn.mss;
         emit(ctx, header, mss);
     }

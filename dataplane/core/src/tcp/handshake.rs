@@ -107,7 +107,11 @@ impl Tcp {
         let ecn = if is_answer && conn.is_ecn { ECE } else { 0 };
         let flags = SYN | if is_answer { ACK | ecn } else { 0 };
         let mut header = conn.header(ctx.config, conn.unacked, flags, window);
-        header.syn_options = Some((our_mss(ctx.config, conn.guest), conn.our_scale));
+        header.syn_options = Some(SynOptions {
+            mss: Some(our_mss(ctx.config, conn.guest)),
+            window_scale: conn.our_scale,
+            has_sack: conn.has_sack,
+        });
         conn.next = conn.unacked + 1;
         conn.sent_max = conn.next;
         let timeout = SYN_TIMEOUT * (1 << conn.timeouts.min(6));
@@ -179,6 +183,7 @@ impl Tcp {
         let conn = self.conn_mut(flow);
         let socket = conn.socket.expect("an inbound flow has its socket from the start");
         conn.our_scale = Some(OUR_WINDOW_SCALE);
+        conn.has_sack = true;
         let (guest, remote) = (conn.guest, conn.remote);
         if self.find(guest, remote).is_some() {
             // Somebody took the tuple while the splice was tried: the client tries again.
@@ -496,6 +501,7 @@ fn learn_syn(conn: &mut Conn, ctx: &Context<'_>, segment: &Segment, options: Syn
     conn.guest_mac = segment.guest_mac;
     conn.guest_scale = options.window_scale.unwrap_or(0);
     conn.our_scale = options.window_scale.map(|_| OUR_WINDOW_SCALE);
+    conn.has_sack = options.has_sack;
     conn.choose_mss(ctx.config, options.mss);
     debug_assert!(is_half_open(conn.state), "a SYN is learnt during the handshake");
 }

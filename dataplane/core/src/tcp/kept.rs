@@ -70,14 +70,14 @@ impl KeptSpans {
         self.in_use += 1;
     }
 
-    /// Puts a span that came ahead of a gap in its place in the order of sequence numbers. Tells whether anything
-    /// of it was new; if not, the lease stays the caller's.
+    /// Puts a span that came ahead of a gap in its place in the order of sequence numbers. Tells which part of it
+    /// was new and is kept; if none, the lease stays the caller's.
     pub(crate) fn insert_ahead(
         &mut self,
         queue: &mut KeptQueue,
         mut seq: Seq,
         mut span: Span,
-    ) -> bool {
+    ) -> Option<(Seq, Seq)> {
         let (mut before, mut after) = (NONE, queue.head);
         // Mostly they come in order, behind one gap.
         if self.nodes.get(queue.tail as usize).is_some_and(|last| !last.seq.is_after(seq)) {
@@ -96,7 +96,7 @@ impl KeptSpans {
             span.len = span.len.min(node.seq.since(seq));
         }
         if span.len == 0 {
-            return false;
+            return None;
         }
         self.set_node(span, seq, after);
         match self.nodes.get_mut(before as usize) {
@@ -110,7 +110,7 @@ impl KeptSpans {
         queue.leases += 1;
         self.bytes += span.len;
         self.in_use += 1;
-        true
+        Some((seq, seq + span.len))
     }
 
     /// Takes the first span that came ahead, if the gap before it is closed. Its length is 0 if all of it has come
@@ -203,11 +203,13 @@ mod tests {
             let span = Span { lease: LeaseId(lease), start: 0, len };
             kept.insert_ahead(&mut ahead, Seq(seq), span)
         };
-        assert!(insert(0, 100, 10));
-        assert!(insert(1, 130, 10));
-        assert!(insert(2, 105, 20), "the part behind the first");
-        assert!(!insert(3, 110, 10), "nothing new");
-        assert!(insert(4, 90, 50), "the part before the first");
+        assert_eq!(insert(0, 100, 10), Some((Seq(100), Seq(110))));
+        assert_eq!(insert(1, 130, 10), Some((Seq(130), Seq(140))));
+        let behind = Some((Seq(110), Seq(125)));
+        assert_eq!(insert(2, 105, 20), behind, "the part behind the first");
+        assert_eq!(insert(3, 110, 10), None, "nothing new");
+        let before = Some((Seq(90), Seq(100)));
+        assert_eq!(insert(4, 90, 50), before, "the part before the first");
         assert_eq!(kept.pull_ahead(&mut ahead, Seq(89)), None);
         let mut expected = Seq(95);
         while let Some(span) = kept.pull_ahead(&mut ahead, expected) {

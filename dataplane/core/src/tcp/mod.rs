@@ -24,6 +24,7 @@ mod from_guest;
 mod handshake;
 mod kept;
 mod patience;
+mod sack;
 mod segment;
 mod seq;
 mod timers;

@@ -4,6 +4,7 @@ use core::net::SocketAddr;
 
 use etherparse::{TcpOptionElement, TcpSlice};
 
+use super::sack::{self, Sacks};
 use super::seq::Seq;
 use crate::config::MacAddr;
 use crate::op::{Checksum, Gso, Offload};
@@ -13,8 +14,6 @@ use crate::packet::protocol::TCP;
 
 /// Bytes of a TCP header without options.
 pub(crate) const TCP_BYTES: usize = 20;
-/// Bytes of the options that our SYNs carry: maximum segment size, and window scale with a pad.
-pub(crate) const SYN_OPTIONS_BYTES: usize = 8;
 
 pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
@@ -50,6 +49,27 @@ pub(crate) struct Segment {
 pub(crate) struct SynOptions {
     pub(crate) mss: Option<u16>,
     pub(crate) window_scale: Option<u8>,
+    /// Selective acknowledgements are understood.
+    pub(crate) has_sack: bool,
+}
+
+impl SynOptions {
+    /// Maximum segment size, window scale with a pad, and whether we understand selective acknowledgements.
+    fn bytes(&self) -> usize {
+        if self.has_sack { 12 } else { 8 }
+    }
+
+    fn write(&self, options: &mut [u8]) {
+        options[..2].copy_from_slice(&[2, 4]);
+        options[2..4].copy_from_slice(&self.mss.unwrap_or_default().to_be_bytes());
+        // Without a window scale: four no-operations.
+        let scale = self.window_scale.map_or([1, 1, 1, 1], |shift| [1, 3, 3, shift]);
+        options[4..8].copy_from_slice(&scale);
+        if self.has_sack {
+            options[8..10].copy_from_slice(&[1, 1]);
+            options[10..12].copy_from_slice(&sack::PERMITTED);
+        }
+    }
 }
 
 impl Segment {
@@ -84,8 +104,8 @@ impl Segment {
                 TcpOptionElement::MaximumSegmentSize(mss) => found.mss = Some(mss),
                 // RFC 7323, section 2.3: more than 14 counts as 14.
                 TcpOptionElement::WindowScale(shift) => found.window_scale = Some(shift.min(14)),
+                TcpOptionElement::SelectiveAcknowledgementPermitted => found.has_sack = true,
                 TcpOptionElement::Noop
-                | TcpOptionElement::SelectiveAcknowledgementPermitted
                 | TcpOptionElement::SelectiveAcknowledgement(..)
                 | TcpOptionElement::Timestamp(..) => {}
             }
@@ -110,14 +130,17 @@ pub(crate) struct Header {
     pub(crate) ack: Seq,
     pub(crate) flags: u8,
     pub(crate) window: u16,
-    /// SYNs: our maximum segment size, and the window scale if there is one.
-    pub(crate) syn_options: Option<(u16, Option<u8>)>,
+    /// SYNs: what we offer.
+    pub(crate) syn_options: Option<SynOptions>,
+    /// What came ahead of a gap; in acknowledgements without payload only.
+    pub(crate) sacks: Sacks,
 }
 
 impl Header {
     /// Bytes of all headers.
     pub(crate) fn bytes(&self) -> usize {
-        let options = if self.syn_options.is_some() { SYN_OPTIONS_BYTES } else { 0 };
+        let syn_options = self.syn_options.as_ref().map_or(0, SynOptions::bytes);
+        let options = syn_options + self.sacks.option_bytes();
         crate::packet::build::ip_headers_bytes(self.guest.is_ipv4()) + TCP_BYTES + options
     }
 
@@ -145,12 +168,9 @@ impl Header {
         tcp[14..16].copy_from_slice(&self.window.to_be_bytes());
         tcp[16..18].copy_from_slice(&sum.to_be_bytes());
         tcp[18..20].copy_from_slice(&[0, 0]);
-        if let Some((mss, window_scale)) = self.syn_options {
-            tcp[20..22].copy_from_slice(&[2, 4]);
-            tcp[22..24].copy_from_slice(&mss.to_be_bytes());
-            // Without a window scale: four no-operations.
-            let scale = window_scale.map_or([1, 1, 1, 1], |shift| [1, 3, 3, shift]);
-            tcp[24..28].copy_from_slice(&scale);
+        match &self.syn_options {
+            Some(options) => options.write(&mut tcp[TCP_BYTES..]),
+            None => self.sacks.write(&mut tcp[TCP_BYTES..]),
         }
         let gso = match self.guest {
             _ if payload_len <= usize::from(mss) => Gso::None,

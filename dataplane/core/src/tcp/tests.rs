@@ -1,5 +1,7 @@
 //! What a guest and a host see of TCP, frame by frame.
 
+mod sack;
+
 use alloc::vec;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
@@ -91,6 +93,7 @@ struct Got {
     ack: u32,
     flags: u8,
     window: u16,
+    options: Vec<u8>,
     payload: Vec<u8>,
     gso: Gso,
 }
@@ -115,6 +118,7 @@ fn got(world: &mut World) -> Got {
         ack: tcp.acknowledgment_number(),
         flags: tcp.header_slice()[13],
         window: tcp.window_size(),
+        options: tcp.options().to_vec(),
         payload: tcp.payload().to_vec(),
         gso: written.offload.gso,
     }

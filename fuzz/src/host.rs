@@ -115,6 +115,7 @@ impl Stream {
             }
             Op::WriteFrame { .. }
             | Op::Release { .. }
+            | Op::Append { .. }
             | Op::Adopt { .. }
             | Op::Refuse { .. }
             | Op::Splice { .. }

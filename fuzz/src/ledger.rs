@@ -62,6 +62,20 @@ impl Ledger {
             .unwrap_or_else(|| panic!("{span:?} leaves a buffer of {} bytes", buffer.len()))
     }
 
+    /// Copies the bytes of one buffer behind what another holds.
+    pub fn append(&mut self, span: Span, to: LeaseId, at: u32) {
+        assert_ne!(span.lease, to, "copied to another buffer");
+        let bytes = self.bytes(span).to_vec();
+        let (start, end) = (at as usize, at as usize + bytes.len());
+        assert!(end <= RESERVE_BYTES_MAX, "any buffer has room for it");
+        let buffer = self.out.get_mut(to.0 as usize).and_then(Option::as_mut);
+        let buffer = buffer.unwrap_or_else(|| panic!("{to:?} is not out"));
+        if buffer.len() < end {
+            buffer.resize(end, 0xa5);
+        }
+        buffer[start..end].copy_from_slice(&bytes);
+    }
+
     /// How many buffers the core has.
     pub fn out(&self) -> u32 {
         (self.out.len() - self.free.len()) as u32

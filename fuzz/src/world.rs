@@ -423,6 +423,7 @@ impl World {
         match op {
             Op::WriteFrame { span, offload } => self.on_frame_to_guest(span, offload),
             Op::Release { lease } => drop(self.ledger.give_back(lease)),
+            Op::Append { span, to, at } => self.ledger.append(span, to, at),
             Op::Connect { socket, .. } => {
                 if !self.is_alive(socket) {
                     self.add(socket, Kind::Stream(Stream::default()));

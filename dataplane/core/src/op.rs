@@ -180,6 +180,15 @@ pub enum Op {
         /// The lease.
         lease: LeaseId,
     },
+    /// Copies bytes to where another lease's end. Both leases stay the core's.
+    Append {
+        /// The bytes.
+        span: Span,
+        /// The lease that takes them.
+        to: LeaseId,
+        /// Where in it. With the bytes it ends within [`RESERVE_BYTES_MAX`], which every lease has.
+        at: u32,
+    },
     /// Opens a TCP socket and connects it: [`Input::Connected`] or [`Input::Failed`]. After a failure the
     /// same id may be connected again, to another address.
     Connect {

@@ -245,6 +245,13 @@ impl World {
                     self.written.push_back(Written { bytes: bytes[range].to_vec(), offload });
                 }
                 Op::Release { lease } => drop(self.take(lease)),
+                Op::Append { span, to, at } => {
+                    let bytes = self.bytes(span).to_vec();
+                    let target = self.leased.get_mut(&to).expect("it is leased");
+                    assert!(at as usize + bytes.len() <= RESERVE_BYTES_MAX, "there is room");
+                    target.truncate(at as usize);
+                    target.extend_from_slice(&bytes);
+                }
                 Op::SendTo { span, to, more, .. } => {
                     let bytes = self.take(span.lease);
                     let range = span.start as usize..(span.start + span.len) as usize;

@@ -149,6 +149,7 @@ pub fn op_outside(shard: usize, mut op: Op) -> Op {
     match &mut op {
         Op::WriteFrame { .. }
         | Op::Release { .. }
+        | Op::Append { .. }
         | Op::Refuse { .. }
         | Op::HandOver { .. }
         | Op::HandOverClient { .. }

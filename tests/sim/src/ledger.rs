@@ -1,6 +1,6 @@
 //! The driver's memory: who holds which lease, and that each comes back exactly once.
 
-use usernet_core::op::{FRAME_BYTES_MAX, HEADROOM};
+use usernet_core::op::{FRAME_BYTES_MAX, HEADROOM, RESERVE_BYTES_MAX};
 use usernet_core::{LeaseId, Span};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,22 @@ impl Ledger {
         let (start, end) = (span.start as usize, span.start as usize + span.len as usize);
         assert!(end <= buffer.shown, "{why} points past the end of its buffer: {span:?}");
         &buffer.bytes[start..end]
+    }
+
+    /// Copies the bytes of one buffer to another, which is shown with them from now on.
+    pub fn append(&mut self, span: Span, to: LeaseId, at: u32) {
+        assert_ne!(span.lease, to, "Append copies to another lease");
+        let bytes = self.bytes(span, "Append").to_vec();
+        let (start, end) = (at as usize, at as usize + bytes.len());
+        assert!(end <= RESERVE_BYTES_MAX, "Append fits any buffer");
+        let buffer = &mut self.buffers[to.0 as usize];
+        assert_eq!(buffer.holder, Holder::Core, "Append to {to:?}, not the core's");
+        assert!(!buffer.is_borrowed, "Append to {to:?} during a Send");
+        if buffer.bytes.len() < end {
+            buffer.bytes.resize(end, 0xa5);
+        }
+        buffer.bytes[start..end].copy_from_slice(&bytes);
+        buffer.shown = buffer.shown.max(end);
     }
 
     /// An outstanding `Send` borrows the lease, or does so no longer.

@@ -457,6 +457,7 @@ impl World {
                     self.host.on_op(&mut self.env, op);
                     self.check_consumed(socket);
                 }
+                Op::Append { span, to, at } => self.env.ledger.append(span, to, at),
                 Op::Release { .. }
                 | Op::Connect { .. }
                 | Op::Adopt { .. }

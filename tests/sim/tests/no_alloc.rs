@@ -184,6 +184,7 @@ impl Bench {
             match op {
                 Op::WriteFrame { span, .. } => self.on_frame_to_guest(span),
                 Op::Release { lease } => self.desk.free.push(lease),
+                Op::Append { .. } => {}
                 Op::Connect { socket, .. } => {
                     self.connected = Some(socket);
                     self.shard.handle(self.now, Input::Connected { socket }, &mut self.desk);

@@ -7,7 +7,7 @@ use super::seq::Seq;
 use super::{Tcp, guest_may_send};
 use crate::context::Context;
 use crate::counters::Counter;
-use crate::op::{LeaseId, Op, Span};
+use crate::op::{LeaseId, Op, RESERVE_BYTES_MAX, Span};
 
 /// The window of a flow when buffers are scarce: one super-frame, so that it still makes progress.
 const WINDOW_MIN: u32 = 64 << 10;
@@ -18,6 +18,8 @@ const SPANS_PER_SEND: usize = 64;
 const SHARES: (u32, u32) = (4, 64);
 /// Frames that a flow may always keep, however small they are.
 const LEASES_MIN: u32 = 4;
+/// What a lease is worth at least: smaller segments share one.
+const LEASE_BYTES_MIN: u32 = RESERVE_BYTES_MAX as u32 / 2;
 /// Frames kept ahead of a gap, per flow: many, because what is dropped behind a gap has to be sent again, and, from a
 /// guest without SACK, waits for a time-out of its own.
 const LEASES_AHEAD_MAX: u32 = 256;
@@ -143,25 +145,30 @@ impl Tcp {
             self.acknowledge_now(flow);
             return false;
         };
-        // What lies ahead of a gap does not count here: nothing but this segment can close the gap.
-        let (leases, bytes) = (self.conn(flow).kept.leases, self.conn(flow).kept.bytes);
-        let keeps_too_much = accepted.span.len > 0 && self.keeps_too_much(ctx, leases, bytes, 1);
-        if keeps_too_much {
-            ctx.count(Counter::TcpKeptTooMuch);
-            self.acknowledge_now(flow);
-            return false;
-        }
-        let Self { slots, kept, .. } = self;
-        let super::Slot::Used(conn) = &mut slots[flow as usize] else {
-            unreachable!("the flow is in use")
-        };
-        let keeps_lease = accepted.span.len > 0;
-        if keeps_lease {
+        let len = accepted.span.len;
+        let mut keeps_lease = len > 0;
+        if keeps_lease && self.joins_last(ctx, flow, accepted.span) {
+            keeps_lease = false;
+        } else if keeps_lease {
+            // What lies ahead of a gap does not count here: nothing but this segment can close the gap.
+            let (leases, bytes) = (self.conn(flow).kept.leases, self.conn(flow).kept.bytes);
+            if self.keeps_too_much(ctx, leases, bytes, 1) {
+                ctx.count(Counter::TcpKeptTooMuch);
+                self.acknowledge_now(flow);
+                return false;
+            }
+            let Self { slots, kept, .. } = &mut *self;
+            let super::Slot::Used(conn) = &mut slots[flow as usize] else {
+                unreachable!("the flow is in use")
+            };
             kept.push(&mut conn.kept, accepted.span);
-            conn.expected = conn.expected + accepted.span.len;
-            conn.bytes_from_guest += u64::from(accepted.span.len);
+        }
+        if len > 0 {
+            let conn = self.conn_mut(flow);
+            conn.expected = conn.expected + len;
+            conn.bytes_from_guest += u64::from(len);
             conn.patience.on_payload(ctx.now);
-            conn.frame_bytes = smoothed(conn.frame_bytes, accepted.span.len);
+            conn.frame_bytes = smoothed(conn.frame_bytes, len.max(LEASE_BYTES_MIN));
             self.pull_ahead(ctx, flow);
         }
         let conn = self.conn_mut(flow);
@@ -174,6 +181,18 @@ impl Tcp {
         }
         self.mark(flow);
         keeps_lease
+    }
+
+    /// Copies a small segment behind the one before it, if that is still kept and nobody reads it: so small segments take
+    /// a lease for many of them and not one each, however long the host is slow.
+    fn joins_last(&mut self, ctx: &mut Context<'_>, flow: u32, span: Span) -> bool {
+        let Self { slots, kept, .. } = self;
+        let super::Slot::Used(conn) = &mut slots[flow as usize] else { return false };
+        let room = kept.lengthen(&mut conn.kept, conn.sending_leases, span.len);
+        if let Some((to, at)) = room {
+            ctx.op(Op::Append { span, to, at });
+        }
+        room.is_some()
     }
 
     /// A segment behind a gap: kept for later if there is room. The guest is told at once, by each such segment, where

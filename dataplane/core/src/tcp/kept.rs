@@ -7,7 +7,7 @@
 use alloc::vec::Vec;
 
 use super::seq::Seq;
-use crate::op::{LeaseId, Span};
+use crate::op::{LeaseId, RESERVE_BYTES_MAX, Span};
 
 const NONE: u32 = u32::MAX;
 
@@ -68,6 +68,28 @@ impl KeptSpans {
         queue.leases += 1;
         self.bytes += span.len;
         self.in_use += 1;
+    }
+
+    /// Makes the last span longer by `len` bytes, which follow it, if its lease has room for them: where they are to be
+    /// copied to. `in_use`: spans at the front that somebody reads.
+    pub(crate) fn lengthen(
+        &mut self,
+        queue: &mut KeptQueue,
+        in_use: u32,
+        len: u32,
+    ) -> Option<(LeaseId, u32)> {
+        if queue.leases <= in_use {
+            return None;
+        }
+        let node = &mut self.nodes[queue.tail as usize];
+        let at = node.start + node.len;
+        if at + len > RESERVE_BYTES_MAX as u32 {
+            return None;
+        }
+        node.len += len;
+        queue.bytes += len;
+        self.bytes += len;
+        Some((LeaseId(queue.tail), at))
     }
 
     /// Puts a span that came ahead of a gap in its place in the order of sequence numbers. Tells which part of it

@@ -238,9 +238,50 @@ fn segments_of_one_turn_make_one_send_and_one_acknowledgement() {
         assert_eq!(flow.world.frame(&sent.frame(at(GUEST), at(REMOTE)), VALID), []);
     }
     let ops = flow.world.flush();
-    assert!(matches!(ops[..], [Op::Send { more: true, .. }, Op::Send { more: false, .. }]));
+    let [Op::Send { span, more: false, .. }] = ops[..] else { panic!("one send: {ops:?}") };
+    assert_eq!(flow.world.bytes(span), b"onetwo", "small ones share a lease");
     assert_eq!(flow.got().ack, flow.guest);
     assert!(flow.world.written.is_empty());
+}
+
+#[test]
+fn small_segments_share_leases_however_long_the_host_is_slow() {
+    let mut flow = established();
+    let bytes: Vec<u8> = (0..20_000u32).map(|n| n as u8).collect();
+    // The first send is not taken: what it reads stays as it is.
+    for part in bytes.chunks(50) {
+        flow.send(ACK, part);
+    }
+    assert!(flow.world.leases_out() < 15, "{} leases", flow.world.leases_out());
+    let mut got = vec![];
+    let mut ops = flow.sent(50);
+    got.extend_from_slice(&bytes[..50]);
+    while !ops.is_empty() {
+        let mut taken = 0;
+        for op in &ops {
+            let Op::Send { span, .. } = *op else { panic!("a send: {op:?}") };
+            got.extend_from_slice(flow.world.bytes(span));
+            taken += span.len;
+        }
+        ops = flow.sent(taken);
+    }
+    assert_eq!(got, bytes);
+    assert_eq!(
+        (flow.world.leases_out(), flow.world.shard.counters().value(Counter::TcpKeptTooMuch)),
+        (0, 0)
+    );
+}
+
+#[test]
+fn segments_too_large_to_share_a_lease_keep_their_own() {
+    let mut flow = established();
+    for part in [[1; 1100], [2; 1100]] {
+        let sent = segment(flow.guest, flow.host, ACK).with(&part);
+        flow.guest += 1100;
+        assert_eq!(flow.world.frame(&sent.frame(at(GUEST), at(REMOTE)), VALID), []);
+    }
+    let ops = flow.world.flush();
+    assert!(matches!(ops[..], [Op::Send { more: true, .. }, Op::Send { more: false, .. }]));
 }
 
 #[test]

@@ -151,6 +151,7 @@ impl Host {
         self.run = None;
         match op {
             Op::WriteFrame { .. }
+            | Op::Append { .. }
             | Op::HandOver { .. }
             | Op::HandOverClient { .. }
             | Op::TellNeighbor { .. } => unreachable!("{op:?} is the world's"),

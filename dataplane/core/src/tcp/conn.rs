@@ -115,7 +115,7 @@ pub(crate) struct Conn {
     pub(crate) sacks: Sacks,
     /// Both ends have said in their SYNs that they understand selective acknowledgements.
     pub(crate) has_sack: bool,
-    /// Payload bytes that the guest puts into a frame, smoothed: what a lease is worth to this flow.
+    /// Payload bytes that a lease of this flow holds, smoothed.
     pub(crate) frame_bytes: u32,
     /// Leases, from the front of `kept`, that an outstanding `Send` names. 0: none is outstanding.
     pub(crate) sending_leases: u32,

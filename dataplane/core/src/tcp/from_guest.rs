@@ -273,9 +273,9 @@ impl Tcp {
         free.0 == 0 || free.1 == 0 || (leases >= LEASES_MIN && is_over_share)
     }
 
-    /// The window that a flow is given now, and no more than its field can say. Every frame takes a lease, however
-    /// small it is, so the share of the leases that are free counts in frames of the size that this guest sends: what
-    /// is promised beyond that would have to be dropped while the host is slow, and without SACK a loss is dear.
+    /// The window that a flow is given now, and no more than its field can say. Leases are
+    /// few, so the share of those that are free counts with what one of this guest's holds: what is promised beyond that
+    /// would have to be dropped while the host is slow, at the window's end, where only a time-out finds a loss.
     fn window(&self, ctx: &Context<'_>, flow: u32) -> u32 {
         let (leases, bytes) = self.free(ctx, 1);
         let shares = self.used.clamp(SHARES.0, SHARES.1);

@@ -5,7 +5,8 @@
 //! The guest's kernel and the host's kernel both have a whole TCP. What lies between them needs no congestion control
 //! and no buffers of its own; it has to translate *progress*:
 //!
-//! - **From the guest.** Payload stays in the leased frame it came in ([`kept`]) until the host socket has taken it.
+//! - **From the guest.** Payload stays in the leased frame it came in ([`kept`]) until the host socket has taken it; small
+//!   segments share the frame of the first.
 //!   It is acknowledged when it is received, since nothing is lost between here and the socket; the window's
 //!   right edge is what the host has taken plus a constant, so a slow host closes the window and the guest never has to
 //!   retransmit for flow control.

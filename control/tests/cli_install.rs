@@ -1,7 +1,5 @@
 //! `usernet install`.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -9,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use serde_json::Value;
-use support::{Account, status, stderr, stdout};
+use usernet_control_tests::{Account, status, stderr, stdout};
 
 /// Runs `usernet LINE --json`, which has to work.
 #[track_caller]
@@ -42,7 +40,8 @@ fn tree(dir: &Path) -> BTreeMap<PathBuf, String> {
 /// for writing, and it could not be executed.
 #[track_caller]
 fn copy(account: &Account, to: &Path) {
-    let status = account.program("cp").arg(support::usernet()).arg(to).status().unwrap();
+    let status =
+        account.program("cp").arg(usernet_control_tests::usernet()).arg(to).status().unwrap();
     assert!(status.success());
 }
 
@@ -231,11 +230,13 @@ fn a_program_in_use_is_replaced_and_goes_on() {
     let daemon = dir.join("usernetd");
     let script = "echo up; exec sleep 600";
     let mut unshare = account.program("unshare");
-    let mut namespace = support::Running::start(unshare.args(["-Urn", "sh", "-c", script]));
+    let mut namespace =
+        usernet_control_tests::Running::start(unshare.args(["-Urn", "sh", "-c", script]));
     assert_eq!(namespace.line(), "up");
     let netns = namespace.pid().to_string();
-    let mut running =
-        support::Running::start(account.program(&daemon).args(["--netns", netns.as_str()]));
+    let mut running = usernet_control_tests::Running::start(
+        account.program(&daemon).args(["--netns", netns.as_str()]),
+    );
     assert!(running.line().starts_with("usernetd: tap0 in "));
     // Another version, as far as the manifest knows.
     let other = account.home.join("usernet");
@@ -245,7 +246,7 @@ fn a_program_in_use_is_replaced_and_goes_on() {
     let output = account.program(&other).args(["install", "--dir", "tools"]).output().unwrap();
     assert_eq!(status(&output), 0, "{output:?}");
     assert!(stdout(&output).contains("replaced   "), "{output:?}");
-    assert!(support::is_alive(running.pid()));
+    assert!(usernet_control_tests::is_alive(running.pid()));
     running.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(running.wait().code(), Some(0));
 }

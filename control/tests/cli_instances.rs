@@ -1,11 +1,9 @@
 //! Instances that stay: `create`, `exec`, `rm`, `attach`, and what `ls` says about them.
 
-mod support;
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
-use support::{Account, Running, eventually, is_alive, status, stderr, stdout};
+use usernet_control_tests::{Account, Running, eventually, is_alive, status, stderr, stdout};
 
 fn pid(instance: &serde_json::Value, field: &str) -> i32 {
     instance[field].as_i64().and_then(|pid| i32::try_from(pid).ok()).unwrap()
@@ -59,8 +57,12 @@ fn a_working_directory_that_does_not_exist_inside_becomes_the_root() {
     let gone = account.home.join("gone");
     std::fs::create_dir(&gone).unwrap();
     let script = "cd gone && rmdir ../gone && exec \"$0\" exec web -- pwd";
-    let output =
-        account.program("sh").args(["-c", script]).arg(support::usernet()).output().unwrap();
+    let output = account
+        .program("sh")
+        .args(["-c", script])
+        .arg(usernet_control_tests::usernet())
+        .output()
+        .unwrap();
     assert_eq!(stdout(&output), "/\n", "{output:?}");
     assert_eq!(status(&account.usernet("rm web").output().unwrap()), 0);
 }
@@ -140,8 +142,12 @@ fn nobody_waits_for_the_end_of_a_pipe_that_create_was_given() {
     let account = Account::ordinary();
     // The shell reads until all writers of the pipe have closed it.
     let script = "name=$(\"$0\" create web 2>&1 3>&1); echo \"got $name\"";
-    let output =
-        account.program("sh").args(["-c", script]).arg(support::usernet()).output().unwrap();
+    let output = account
+        .program("sh")
+        .args(["-c", script])
+        .arg(usernet_control_tests::usernet())
+        .output()
+        .unwrap();
     assert_eq!(stdout(&output), "got web\n", "{output:?}");
     assert_eq!(status(&account.usernet("rm web").output().unwrap()), 0);
 }

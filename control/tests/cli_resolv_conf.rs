@@ -1,12 +1,10 @@
 //! What stands in /etc/resolv.conf inside, however it looks outside.
 
-mod support;
-
 use std::fs;
 use std::process::Output;
 
 use nix::unistd::geteuid;
-use support::{Account, status, stdout};
+use usernet_control_tests::{Account, status, stdout};
 
 const INSIDE: &str =
     "# Made by usernet: DNS goes through usernetd.\nnameserver 10.0.2.3\nnameserver fd00::3\n";
@@ -34,7 +32,7 @@ fn with_etc(account: &Account, prepare: &str) -> Output {
          test \"$before\" = \"$(ls -lA /etc)\" && echo unchanged"
     );
     let mut command = std::process::Command::new("unshare");
-    command.args(["--mount", "sh", "-c", &script]).arg(support::usernet());
+    command.args(["--mount", "sh", "-c", &script]).arg(usernet_control_tests::usernet());
     command.arg(account.uid.to_string()).arg(&account.home);
     command.env("USERNET_RUNTIME_DIR", account.runtime_dir());
     command.output().unwrap()

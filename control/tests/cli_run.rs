@@ -1,12 +1,10 @@
 //! `usernet run`: the command's view, its end, and what is left.
 
-mod support;
-
 use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
-use support::{Account, Running, eventually, is_alive, status, stderr, stdout};
+use usernet_control_tests::{Account, Running, eventually, is_alive, status, stderr, stdout};
 
 #[test]
 fn the_exit_status_is_the_commands() {
@@ -126,7 +124,10 @@ fn subordinate_ids_exist_inside_when_asked_for() {
                   exec setpriv --reuid=\"$1\" --regid=\"$1\" --clear-groups \"$0\" run --subids -- \
                   cat /proc/self/uid_map /proc/self/gid_map /proc/sys/net/ipv4/ping_group_range";
     let mut command = std::process::Command::new("unshare");
-    command.args(["--mount", "sh", "-c", script]).arg(support::usernet()).arg(id.to_string());
+    command
+        .args(["--mount", "sh", "-c", script])
+        .arg(usernet_control_tests::usernet())
+        .arg(id.to_string());
     let output = command.env("USERNET_RUNTIME_DIR", account.runtime_dir()).output().unwrap();
     let fields: Vec<String> = stdout(&output).split_whitespace().map(str::to_owned).collect();
     let own = id.to_string();
@@ -223,7 +224,7 @@ fn without_user_namespaces_the_switch_and_the_remedy_are_named() {
     let output = account
         .program("unshare")
         .args(["--user", "--map-root-user", "sh", "-c", script])
-        .arg(support::usernet())
+        .arg(usernet_control_tests::usernet())
         .env("USERNET_RUNTIME_DIR", account.runtime_dir())
         .output()
         .unwrap();

@@ -1,10 +1,8 @@
 //! `usernet doctor`, `completions`, `man` and help.
 
-mod support;
-
 use std::fs;
 
-use support::{Account, status, stderr, stdout};
+use usernet_control_tests::{Account, status, stderr, stdout};
 
 #[test]
 fn the_doctor_judges_every_point_and_offers_a_remedy_for_what_is_wrong() {
@@ -34,7 +32,7 @@ fn the_doctor_says_what_is_missing_without_user_namespaces() {
     let output = account
         .program("unshare")
         .args(["--user", "--map-root-user", "sh", "-c", script])
-        .arg(support::usernet())
+        .arg(usernet_control_tests::usernet())
         .output()
         .unwrap();
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -1,8 +1,6 @@
 //! `usernet run` in a terminal, between an interactive shell and the command: what is typed, job
 //! control.
 
-mod support;
-
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -13,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
-use support::{Account, usernet};
+use usernet_control_tests::{Account, usernet};
 
 /// What takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -83,7 +81,7 @@ impl Terminal {
     /// Waits until the process group in the foreground is another one than that of a shell.
     #[track_caller]
     fn expect_job_of(&mut self, shell: libc::pid_t) {
-        support::eventually("a job is in the foreground", || {
+        usernet_control_tests::eventually("a job is in the foreground", || {
             let mut group: libc::pid_t = 0;
             // SAFETY: the kernel writes one pid_t, which lives until the call returns.
             let answer =

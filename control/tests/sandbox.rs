@@ -1,8 +1,6 @@
 //! What is left to the daemon after its set-up: as the kernel shows it from outside, as a process finds it that has
 //! confined itself by the same functions, and where this machine does not give a part of it.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
@@ -18,9 +16,9 @@ use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Pid, fork, geteuid, setgroups, setresgid, setresuid};
-use support::{Account, eventually, is_alive, status, stderr, usernetd};
 use usernet_control::api::{Client, ClientError, ErrorCode};
 use usernet_control::sandbox::{self, Policy, Report};
+use usernet_control_tests::{Account, eventually, is_alive, status, stderr, usernetd};
 
 /// A `usernetd` that is ready, on a namespace of its own.
 struct Daemon {

@@ -1,8 +1,6 @@
 //! The real `usernetd` on fresh namespaces, as root and as an ordinary user: how it starts, refuses, is
 //! controlled and ends. What goes through the link is tested in `tests/netns`.
 
-mod support;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -16,9 +14,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use serde_json::Value;
-use support::{Account, eventually, is_alive, status, stderr, usernetd};
 use usernet_control::api::{Client, ClientError, ErrorCode};
 use usernet_control::spec::Spec;
+use usernet_control_tests::{Account, eventually, is_alive, status, stderr, usernetd};
 
 /// A process that is killed and reaped at the end of the test.
 struct Killed(Child);

@@ -1,9 +1,6 @@
 //! Running the real `usernet` as root and as an ordinary user, with a place of its own for each
 //! test.
 
-// Every test file uses a part of it.
-#![allow(dead_code)]
-
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -28,21 +25,21 @@ static SCRATCH_COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A user with a home and instances of its own.
 #[derive(Debug)]
-pub(crate) struct Account {
+pub struct Account {
     /// Its id.
-    pub(crate) uid: Uid,
+    pub uid: Uid,
     /// A directory that is its own.
-    pub(crate) home: PathBuf,
+    pub home: PathBuf,
 }
 
 impl Account {
     /// Root, where the tests run as root; else the user that runs them.
-    pub(crate) fn own() -> Self {
+    pub fn own() -> Self {
         Self::new(geteuid())
     }
 
     /// An ordinary user.
-    pub(crate) fn ordinary() -> Self {
+    pub fn ordinary() -> Self {
         if !geteuid().is_root() {
             return Self::own();
         }
@@ -52,7 +49,7 @@ impl Account {
     }
 
     /// Both.
-    pub(crate) fn each() -> [Self; 2] {
+    pub fn each() -> [Self; 2] {
         [Self::own(), Self::ordinary()]
     }
 
@@ -67,12 +64,12 @@ impl Account {
     }
 
     /// Where its instances lie.
-    pub(crate) fn runtime_dir(&self) -> PathBuf {
+    pub fn runtime_dir(&self) -> PathBuf {
         self.home.join("usernet")
     }
 
     /// Any program, as this user.
-    pub(crate) fn program(&self, program: impl AsRef<Path>) -> Command {
+    pub fn program(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
         command.current_dir(&self.home).env("HOME", &self.home);
         command.env("XDG_RUNTIME_DIR", &self.home).env_remove("USERNET_RUNTIME_DIR");
@@ -86,27 +83,27 @@ impl Account {
     }
 
     /// `usernet` with these arguments, split at blanks.
-    pub(crate) fn usernet(&self, line: &str) -> Command {
+    pub fn usernet(&self, line: &str) -> Command {
         let mut command = self.program(usernet());
         command.args(line.split_ascii_whitespace());
         command
     }
 
     /// `usernet run LINE -- sh -c SCRIPT`.
-    pub(crate) fn run_script(&self, line: &str, script: &str) -> Command {
+    pub fn run_script(&self, line: &str, script: &str) -> Command {
         let mut command = self.usernet("run");
         command.args(line.split_ascii_whitespace()).args(["--", "sh", "-c", script]);
         command
     }
 
     /// What `usernet LINE --json` prints.
-    pub(crate) fn json(&self, line: &str) -> Value {
+    pub fn json(&self, line: &str) -> Value {
         let output = self.usernet(line).arg("--json").output().unwrap();
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{line}: {output:?}"))
     }
 
     /// The entry of `usernet ls`; there must be one.
-    pub(crate) fn only_instance(&self) -> Value {
+    pub fn only_instance(&self) -> Value {
         let list = self.json("ls");
         assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
         list[0].clone()
@@ -114,7 +111,7 @@ impl Account {
 
     /// Nothing is left in the runtime directory.
     #[track_caller]
-    pub(crate) fn assert_no_instances(&self) {
+    pub fn assert_no_instances(&self) {
         let left: Vec<_> = fs::read_dir(self.runtime_dir())
             .into_iter()
             .flatten()
@@ -141,25 +138,31 @@ impl Drop for Account {
 }
 
 /// `usernet`, at a place where every user can execute it.
-pub(crate) fn usernet() -> &'static Path {
+pub fn usernet() -> &'static Path {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
-    COPY.get_or_init(|| copied("usernet", env!("CARGO_BIN_EXE_usernet")))
+    COPY.get_or_init(|| copied("usernet"))
 }
 
 /// `usernetd`, at such a place.
-pub(crate) fn usernetd() -> &'static Path {
+pub fn usernetd() -> &'static Path {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
-    COPY.get_or_init(|| copied("usernetd", env!("CARGO_BIN_EXE_usernetd")))
+    COPY.get_or_init(|| copied("usernetd"))
 }
 
-fn copied(name: &str, from: &str) -> PathBuf {
+/// Cargo puts the programs of a package above its tests.
+fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().and_then(Path::parent).expect("a test lies in target/PROFILE/deps").join(name)
+}
+
+fn copied(name: &str) -> PathBuf {
     let dir = PathBuf::from(format!("/tmp/{name}-test-bin-{}", geteuid()));
     fs::create_dir_all(&dir).unwrap();
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
     let (fresh, copy) = (dir.join(std::process::id().to_string()), dir.join(name));
     // By a process of its own: a child that another test starts meanwhile would hold our descriptor for writing,
     // and the program could not be executed as long as it does.
-    let status = Command::new("install").arg("-m755").arg(from).arg(&fresh).status();
+    let status = Command::new("install").arg("-m755").arg(built(name)).arg(&fresh).status();
     assert!(status.is_ok_and(|status| status.success()), "{name} cannot be copied");
     // Another test may be executing the old one: it is replaced, not overwritten.
     fs::rename(&fresh, &copy).unwrap();
@@ -168,23 +171,23 @@ fn copied(name: &str, from: &str) -> PathBuf {
 
 /// The exit status, as a shell tells it.
 #[track_caller]
-pub(crate) fn status(output: &Output) -> i32 {
+pub fn status(output: &Output) -> i32 {
     output.status.code().unwrap_or_else(|| panic!("ended by a signal: {output:?}"))
 }
 
 /// Standard output as text.
-pub(crate) fn stdout(output: &Output) -> String {
+pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Standard error as text.
-pub(crate) fn stderr(output: &Output) -> String {
+pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Waits until it is so.
 #[track_caller]
-pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
         assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
@@ -193,35 +196,35 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// Whether a process runs; one that waits to be reaped does not.
-pub(crate) fn is_alive(pid: i32) -> bool {
+pub fn is_alive(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// A program that runs, ended and reaped with this.
 #[derive(Debug)]
-pub(crate) struct Running {
+pub struct Running {
     child: Child,
     out: BufReader<std::process::ChildStdout>,
 }
 
 impl Running {
     /// Starts it.
-    pub(crate) fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         Self { child, out }
     }
 
     /// The next line that it prints.
-    pub(crate) fn line(&mut self) -> String {
+    pub fn line(&mut self) -> String {
         let mut line = String::new();
         self.out.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
     }
 
     /// The first line on its standard error, if that is a pipe.
-    pub(crate) fn error_line(&mut self) -> String {
+    pub fn error_line(&mut self) -> String {
         let mut line = String::new();
         let error = self.child.stderr.take().unwrap();
         BufReader::new(error).read_line(&mut line).unwrap();
@@ -229,22 +232,22 @@ impl Running {
     }
 
     /// Writes to its standard input, if that is a pipe.
-    pub(crate) fn write(&mut self, text: &str) {
+    pub fn write(&mut self, text: &str) {
         self.child.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 
     /// Its id.
-    pub(crate) fn pid(&self) -> i32 {
+    pub fn pid(&self) -> i32 {
         self.child.id() as i32
     }
 
     /// Sends it a signal.
-    pub(crate) fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid()), signal).unwrap();
     }
 
     /// Waits for its end.
-    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
+    pub fn wait(&mut self) -> std::process::ExitStatus {
         self.child.wait().unwrap()
     }
 }

@@ -9,13 +9,13 @@ use core::time::Duration;
 
 use crate::config::{Config, ShardId};
 use crate::op::{
-    AcceptedId, HEADROOM, Input, LeaseId, LocalId, Offload, Op, Outbox, PeekedThen,
+    AcceptedId, ForwardId, HEADROOM, Input, LeaseId, LocalId, Offload, Op, Outbox, PeekedThen,
     RESERVE_BYTES_MAX, SocketId, Span,
 };
 use crate::packet::build::IpHeader;
 use crate::packet::checksum::Sum;
 use crate::packet::{EtherType, parse, protocol};
-use crate::rules::{Access, HostLoopback, Rules};
+use crate::rules::{Access, Forward, HostLoopback, Protocol, Rules};
 use crate::shard::Shard;
 use crate::time::Instant;
 
@@ -292,6 +292,11 @@ impl World {
         );
         rest
     }
+}
+
+/// A forward to the guest with the id 1.
+pub(crate) fn forward(protocol: Protocol, host_ports: (u16, u16), guest_port: u16) -> Forward {
+    Forward { id: ForwardId(1), protocol, host_ports, guest: None, guest_port }
 }
 
 /// An address and port.

@@ -11,11 +11,9 @@ use crate::op::{
 };
 use crate::packet::checksum::Sum;
 use crate::packet::protocol;
-use crate::rules::{
-    Access, Closed, DnsService, Forward, HostLoopback, LoopbackClients, Protocol, Rules,
-};
+use crate::rules::{Access, Closed, DnsService, HostLoopback, LoopbackClients, Protocol, Rules};
 use crate::shard::Shard;
-use crate::testing::{World, at, fragment_frame, ip_frame, udp_frame};
+use crate::testing::{World, at, forward, fragment_frame, ip_frame, udp_frame};
 use crate::time::Instant;
 
 const VALID: Offload = Offload { checksum: Checksum::Valid, gso: Gso::None };
@@ -104,13 +102,7 @@ fn world(change: impl FnOnce(&mut Config, &mut Access)) -> World {
     let mut access = Access::new(&config, HostLoopback::None);
     change(&mut config, &mut access);
     let resolvers = vec![at("192.0.2.53:53")];
-    let forward = Forward {
-        id: ForwardId(1),
-        protocol: Protocol::Tcp,
-        host_ports: (8080, 8080),
-        guest: None,
-        guest_port: 80,
-    };
+    let forward = forward(Protocol::Tcp, (8080, 8080), 80);
     let rules = Rules::new(&config, &access, vec![forward], resolvers);
     World::with(config, rules)
 }

@@ -16,8 +16,8 @@ use crate::op::{
 };
 use crate::packet::build::IpHeader;
 use crate::packet::protocol;
-use crate::rules::{Access, DnsService, Forward, HostLoopback, Protocol, Rules};
-use crate::testing::World;
+use crate::rules::{Access, DnsService, HostLoopback, Protocol, Rules};
+use crate::testing::{World, forward};
 
 const GUEST: &str = "10.0.2.100:40000";
 const REMOTE: &str = "192.0.2.7:80";
@@ -663,13 +663,7 @@ fn resolvers_of_the_guests_network_are_connected_to_from_there() {
 
 fn world_with_forward() -> (World, SocketId) {
     let config = Config::example();
-    let forward = Forward {
-        id: ForwardId(1),
-        protocol: Protocol::Tcp,
-        host_ports: (8080, 8081),
-        guest: None,
-        guest_port: 80,
-    };
+    let forward = forward(Protocol::Tcp, (8080, 8081), 80);
     let rules =
         Rules::new(&config, &Access::new(&config, HostLoopback::None), vec![forward], vec![]);
     let mut world = World::with(config, rules);

@@ -11,8 +11,8 @@ use crate::op::{
     Checksum, DatagramKind, ForwardId, Gso, HostError, Input, LocalId, Namespace, Offload, Op,
     SocketId,
 };
-use crate::rules::{Access, Forward, HostAddress, HostLoopback, Protocol, Rules};
-use crate::testing::{World, at, fragment_frame, udp_frame, udp_segment};
+use crate::rules::{Access, HostAddress, HostLoopback, Protocol, Rules};
+use crate::testing::{World, at, forward, fragment_frame, udp_frame, udp_segment};
 
 const GUEST: &str = "10.0.2.100:40000";
 const REMOTE: &str = "192.0.2.7:5000";
@@ -21,13 +21,7 @@ const REMOTE6: &str = "[2001:db8::7]:5000";
 
 fn world(loopback: HostLoopback) -> World {
     let config = Config::example();
-    let forward = Forward {
-        id: ForwardId(1),
-        protocol: Protocol::Udp,
-        host_ports: (9000, 9009),
-        guest: None,
-        guest_port: 7000,
-    };
+    let forward = forward(Protocol::Udp, (9000, 9009), 7000);
     let rules = Rules::new(&config, &Access::new(&config, loopback), vec![forward], vec![]);
     World::with(config, rules)
 }

@@ -11,8 +11,8 @@ use crate::ownership::Ownership;
 use crate::packet::build::{HOP_LIMIT, IpHeader};
 use crate::packet::checksum::Sum;
 use crate::packet::protocol;
-use crate::rules::{Access, Forward, HostLoopback, Protocol, Rules};
-use crate::testing::{World, at, fragment_frame, ip_frame, udp_frame, udp_segment};
+use crate::rules::{Access, HostLoopback, Protocol, Rules};
+use crate::testing::{World, at, forward, fragment_frame, ip_frame, udp_frame, udp_segment};
 
 const SHARDS: u8 = 3;
 const REMOTE: &str = "192.0.2.7:80";
@@ -25,13 +25,7 @@ fn fleet() -> Vec<World> {
         .map(|own| {
             let config = whole.shared_by(SHARDS, ShardId(own));
             let access = Access::new(&config, HostLoopback::None);
-            let forward = Forward {
-                id: ForwardId(1),
-                protocol: Protocol::Tcp,
-                host_ports: (8080, 8080),
-                guest: None,
-                guest_port: 80,
-            };
+            let forward = forward(Protocol::Tcp, (8080, 8080), 80);
             let resolvers = vec![at("192.0.2.53:53")];
             let rules = Rules::new(&config, &access, vec![forward], resolvers);
             World::with(config, rules)

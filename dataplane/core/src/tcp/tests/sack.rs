@@ -54,13 +54,7 @@ fn it_is_offered_back_to_who_offers_it_and_to_nobody_else() {
 #[test]
 fn a_guest_that_is_connected_to_is_offered_it() {
     let config = Config::example();
-    let forward = Forward {
-        id: ForwardId(1),
-        protocol: Protocol::Tcp,
-        host_ports: (8080, 8080),
-        guest: None,
-        guest_port: 80,
-    };
+    let forward = forward(Protocol::Tcp, (8080, 8080), 80);
     let access = Access::new(&config, HostLoopback::None);
     let mut world =
         World::with(config.clone(), Rules::new(&config, &access, vec![forward], vec![]));

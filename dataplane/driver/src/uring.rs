@@ -18,6 +18,10 @@
 //!
 //! What ends a watch completes once: the poll with `ECANCELED`, or the cancellation if there was no poll any more. It
 //! does so at the next wait, and says nothing; so that wait asks for as many completions more.
+//!
+//! For the same reason the ring ends all of its requests before it goes ([`Uring::end_requests`]). The kernel would do
+//! it some milliseconds after the process has ended (`io_ring_exit_work`, io_uring/io_uring.c): until then the ports of
+//! forwards would be taken and the TAP there.
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,7 +29,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use io_uring::squeue::Flags;
-use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, cqueue, opcode, register, squeue};
 use usernet_core::LeaseId;
 
@@ -55,6 +59,12 @@ const GROUP: u16 = 0;
 
 /// `user_data` of requests whose completion says nothing.
 const IGNORED: u64 = u64::MAX;
+
+/// `user_data` of the request that ends all others.
+const END_ALL: u64 = u64::MAX - 1;
+
+/// How long each completion of a request that was ended may take: it is due at once.
+const END_PATIENCE: Duration = Duration::from_millis(100);
 
 /// See the [module](self).
 pub(crate) struct Uring {
@@ -158,6 +168,38 @@ impl Uring {
         Ok(())
     }
 
+    /// Ends all requests, so that the files they refer to are free when their descriptors are closed. Where it fails, as
+    /// before Linux 5.19 and for a ring that was never enabled, the kernel does it in its own time.
+    fn end_requests(&mut self) {
+        let patience = Timespec::from(END_PATIENCE);
+        let args = SubmitArgs::new().timespec(&patience);
+        loop {
+            let end_all =
+                opcode::AsyncCancel2::new(CancelBuilder::any()).build().user_data(END_ALL);
+            if self.push(&end_all).is_err() {
+                return;
+            }
+            // Its own completion first; it says how many are to come.
+            let (mut ended, mut to_come) = (0, None);
+            while to_come.is_none_or(|to_come| ended < to_come) {
+                if self.ring.submitter().submit_with_args(1, &args).is_err() {
+                    return;
+                }
+                for entry in self.ring.completion() {
+                    match entry.user_data() {
+                        END_ALL => to_come = Some(entry.result()),
+                        _ if entry.result() == -libc::ECANCELED => ended += 1,
+                        _ => {}
+                    }
+                }
+            }
+            // Something that had ended before may have been counted. If so, this finds the rest.
+            if to_come.is_none_or(|ended| ended <= 0) {
+                return;
+            }
+        }
+    }
+
     /// Submits what is queued, and waits for a completion.
     fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let time;
@@ -247,6 +289,12 @@ impl Uring {
             }
             (Ok(_), None) => {}
         }
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        self.end_requests();
     }
 }
 
@@ -387,7 +435,35 @@ fn poll(fd: RawFd, token: Token) -> squeue::Entry {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
     use super::*;
+
+    #[test]
+    fn a_ring_that_is_gone_keeps_no_file_open() {
+        let pipes = || (0..300).map(|_| io::pipe().expect("a pipe"));
+        let (readers, mut writers): (Vec<_>, Vec<_>) = pipes().unzip();
+        let mut ring = Uring::new().expect("a ring");
+        ring.start().expect("it can be enabled");
+        for (index, reader) in (0..).zip(&readers) {
+            let token = Token::Socket { index, generation: 0 };
+            ring.watch(reader.as_fd(), token).expect("room");
+            // Some watches end before the ring does, and some have something to tell.
+            match index % 3 {
+                0 => ring.forget(reader.as_fd(), token),
+                1 => writers[index as usize].write_all(b"?").expect("room"),
+                _ => {}
+            }
+        }
+        ring.ring.submit().expect("they are valid");
+        drop(ring);
+        drop(readers);
+        for (index, mut writer) in writers.into_iter().enumerate() {
+            let written = writer.write(b"!").map_err(|error| error.kind());
+            assert_eq!(written, Err(io::ErrorKind::BrokenPipe), "pipe {index} has a reader");
+        }
+    }
 
     #[test]
     fn few_buffers_for_super_frames_and_all_of_them_for_small_ones() {

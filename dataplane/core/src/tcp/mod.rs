@@ -245,6 +245,7 @@ impl Tcp {
             leases += conn.kept.leases + conn.ahead.leases;
             half_open += u32::from(is_half_open(conn.state));
             bulk += u32::from(conn.is_bulk);
+            assert!(!conn.is_bulk || conn.state == State::Open, "who has ended has no share");
             if let Some(socket) = conn.socket {
                 owned += 1;
                 assert_eq!(sockets.owner(socket), Some(Owner::Tcp(flow)), "a flow owns its socket");

@@ -441,6 +441,20 @@ fn flows_that_send_in_bulk_share_what_may_be_in_flight() {
 }
 
 #[test]
+fn who_lingers_has_no_share_of_what_may_be_in_flight() {
+    let mut flow = established();
+    flow.readable();
+    flow.peeked_then(&[1; 40_000], PeekedThen::End);
+    assert!(flow.got().flags & FIN != 0, "all of it");
+    let ops = flow.world.pass(Duration::from_millis(600));
+    assert!(matches!(ops[..], [Op::Peek { offset: 0, .. }]), "it is sent again: {ops:?}");
+    // All of it had come, and that before the bytes to repeat have.
+    let ops = flow.send(ACK | FIN, b"");
+    assert!(ops.contains(&Op::Close { socket: flow.socket, how: CloseHow::Graceful }), "{ops:?}");
+    flow.world.shard.check();
+}
+
+#[test]
 fn three_duplicate_acknowledgements_send_again_what_was_lost() {
     let mut flow = established();
     flow.readable();

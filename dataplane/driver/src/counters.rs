@@ -63,6 +63,8 @@ counters! {
     SendsRetried = "driver_sends_retried",
     /// Peeks that waited for a free buffer.
     PeeksParked = "driver_peeks_parked",
+    /// Times that a stream began to be read because peeking at it took long.
+    StreamsHeld = "driver_streams_held",
     /// Datagrams that the socket's buffer had no room for.
     DatagramsDropped = "driver_datagrams_dropped",
     /// Trains that were put together from datagrams that came one by one, in either direction.

@@ -12,7 +12,7 @@ use usernet_core::{
 use crate::backend::{Backend, Token};
 use crate::counters::Counter;
 use crate::datagram::{Datagrams, Joined, Leave, TRAIN_MAX};
-use crate::engine::Engine;
+use crate::engine::{Engine, clock};
 use crate::errno::host_error;
 use crate::locals::Locals;
 use crate::setup::NamespaceSockets;
@@ -260,6 +260,7 @@ impl<B: Backend> Engine<B> {
 
     pub(crate) fn peek(&mut self, socket: SocketId, request: PeekRequest) {
         let Some(stream) = self.table.stream(socket) else { return };
+        let request = PeekRequest { len: request.len.min(stream.peek_most()), ..request };
         let mut leases = [LeaseId(0); PEEK_LEASES_MAX];
         let count = request.leases().min(self.queue.arena.large_free());
         if count == 0 {
@@ -270,8 +271,13 @@ impl<B: Backend> Engine<B> {
             *lease = self.queue.arena.take_large().expect("as many as there are");
         }
         let leases = &leases[..count];
+        let begin = stream.is_timed(request.offset).then(clock);
         let result = stream.peek(&self.queue.arena, request, leases, &mut self.waste);
+        let took = begin.map(|begin| clock().since(begin));
         let got = *result.as_ref().unwrap_or(&0);
+        if stream.on_peeked(request.offset, got, took) {
+            self.counters.count(Counter::StreamsHeld);
+        }
         self.busy.on_moved(got);
         let used = got.div_ceil(request.chunk()).min(count);
         for &lease in leases[used..].iter().rev() {

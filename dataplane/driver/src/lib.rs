@@ -31,6 +31,7 @@ mod errqueue;
 mod events;
 mod exec;
 mod handover;
+mod held;
 mod listen;
 mod locals;
 pub mod mailbox;

@@ -8,12 +8,15 @@
 //! where the core wants another place: in steady flow, never. Older kernels read what is to be skipped into a
 //! waste area.
 //!
+//! Where looking takes too long, the stream is read instead ([`crate::held`]).
+//!
 //! Consuming is put off to the end of the turn and done once ([`Stream::settle`]); until then the bytes already
 //! given up are part of the offset.
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use usernet_core::op::{CloseHow, HEADROOM};
 use usernet_core::{LeaseId, PeekedThen, Span};
@@ -21,6 +24,7 @@ use usernet_core::{LeaseId, PeekedThen, Span};
 use crate::address::SockAddr;
 use crate::arena::{Arena, LARGE_ROOM};
 use crate::control::Control;
+use crate::held::{Held, Look, READ_MOST};
 use crate::retry::Patience;
 use crate::setup::Outbound;
 use crate::sys;
@@ -103,6 +107,10 @@ pub(crate) struct Stream {
     peek_place: Option<u32>,
     /// Bytes that the core has given up and the kernel still has.
     to_consume: u32,
+    /// How much may be peeked at at once.
+    look: Look,
+    /// What was read instead, where that is done. Nothing of it is in the kernel any more.
+    held: Option<Box<Held>>,
     /// The peer has ended its stream: what has come is all there will be.
     pub(crate) hung_up: bool,
     /// Whether peeks are told how much is there: asked for once the stream has been emptied a few times.
@@ -146,6 +154,8 @@ impl Stream {
             phase,
             peek_place: None,
             to_consume: 0,
+            look: Look::default(),
+            held: None,
             hung_up: false,
             count: Count::After(COUNT_AFTER),
             is_empty: false,
@@ -194,6 +204,44 @@ impl Stream {
         unsafe { sys::send(self.fd(), &buffers[..count]) }
     }
 
+    fn is_reading(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.is_reading())
+    }
+
+    /// Where an offset of the core's is in the kernel's queue.
+    fn in_kernel(&self, offset: u32) -> u32 {
+        offset.saturating_sub(self.held.as_ref().map_or(0, |held| held.len() as u32))
+    }
+
+    /// The most bytes that a peek may ask for now.
+    pub(crate) fn peek_most(&self) -> u32 {
+        if self.is_reading() { READ_MOST } else { self.look.most() }
+    }
+
+    /// Whether the time of a peek at this offset is to be taken.
+    pub(crate) fn is_timed(&self, offset: u32) -> bool {
+        !self.is_reading() && self.look.is_timed(self.in_kernel(offset))
+    }
+
+    /// A peek has brought so many bytes, and has taken so long if that was looked at. True: from now on what comes is read.
+    pub(crate) fn on_peeked(&mut self, offset: u32, got: usize, took: Option<Duration>) -> bool {
+        let offset = self.in_kernel(offset);
+        !self.is_reading() && self.look.on_peeked(offset, got as u32, took) && self.hold()
+    }
+
+    /// Begins to read, if that can be.
+    fn hold(&mut self) -> bool {
+        // An error shows again at the next peek.
+        if self.settle().is_err() || self.to_consume > 0 {
+            return false;
+        }
+        self.held.get_or_insert_default().read_on();
+        self.look = Look::default();
+        // Reading moves the kernel's.
+        self.peek_place = None;
+        true
+    }
+
     /// Fills `leases` behind their headrooms, in order, and gives the number of bytes. `WouldBlock`: nothing there
     /// yet; 0: the end of the stream.
     pub(crate) fn peek(
@@ -203,9 +251,27 @@ impl Stream {
         leases: &[LeaseId],
         waste: &mut Waste,
     ) -> io::Result<usize> {
+        let offset = request.offset as usize;
+        if self.is_reading() {
+            // What is read begins behind what was given up.
+            self.settle()?;
+        }
+        if let Some(held) = &mut self.held
+            && (held.is_reading() || offset < held.len())
+        {
+            self.is_empty = false;
+            let len = (request.len as usize).min(leases.len() * request.chunk());
+            let shown = held.show(self.fd.as_fd(), offset, len)?;
+            for (&lease, part) in leases.iter().zip(shown.chunks(request.chunk())) {
+                let span = Span { lease, start: HEADROOM as u32, len: part.len() as u32 };
+                // SAFETY: the leases were taken for this peek and are shown to nobody yet.
+                unsafe { arena.span(span) }.copy_from_slice(part);
+            }
+            return Ok(shown.len());
+        }
         const EMPTY: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         let mut buffers = [EMPTY; SKIPS_MAX + PEEK_LEASES_MAX];
-        let place = request.offset + self.to_consume;
+        let place = self.in_kernel(request.offset) + self.to_consume;
         let skips = if waste.is_needed {
             waste.skip(place, &mut buffers)
         } else {
@@ -253,6 +319,9 @@ impl Stream {
     /// What follows the bytes of a peek that got less than it asked for. That alone does not say that the queue is empty: a
     /// read also stops at urgent data.
     pub(crate) fn after_short_peek(&mut self, waste: &Waste) -> PeekedThen {
+        if self.held.is_some() {
+            return PeekedThen::Unknown;
+        }
         if self.hung_up {
             return if self.is_at_end(waste) { PeekedThen::End } else { PeekedThen::Unknown };
         }
@@ -275,14 +344,19 @@ impl Stream {
 
     /// Whether the stream ends where the last peek ended, as far as that can be said for the price of one call. Known
     /// early, the FIN goes with the last bytes, which spares the guest and us a frame each way.
-    fn is_at_end(&self, waste: &Waste) -> bool {
+    fn is_at_end(&mut self, waste: &Waste) -> bool {
         if waste.is_needed {
             return false;
         }
         let mut byte = [0_u8; 1];
         let mut buffer = [libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 }];
         // SAFETY: the buffer is ours. A short peek alone would not do: it also stops at urgent data.
-        matches!(unsafe { sys::peek(self.fd(), &mut buffer) }, Ok(0))
+        let got = unsafe { sys::peek(self.fd(), &mut buffer) };
+        if !matches!(got, Ok(0)) {
+            // The kernel's has moved, if there was a byte.
+            self.peek_place = None;
+        }
+        matches!(got, Ok(0))
     }
 
     /// Moves the kernel's place, where it is another.
@@ -297,6 +371,13 @@ impl Stream {
 
     /// Gives bytes up. True: the stream is now to be settled at the end of the turn.
     pub(crate) fn consume(&mut self, bytes: u32) -> bool {
+        let mut bytes = bytes;
+        if let Some(held) = &mut self.held {
+            bytes -= held.consume(bytes as usize) as u32;
+            if held.len() == 0 && !held.is_reading() {
+                self.held = None;
+            }
+        }
         let was_settled = self.to_consume == 0;
         self.to_consume += bytes;
         was_settled && bytes > 0
@@ -422,8 +503,9 @@ mod tests {
     }
 
     /// Peeks, consumes, peeks again; then the end of the stream, and an error.
-    fn peeks_and_consumes(mut waste: Waste) {
+    fn peeks_and_consumes(mut waste: Waste, is_read: bool) {
         let (mut stream, mut far) = pair();
+        assert!(!is_read || stream.hold());
         let mut arena = Arena::new(256).expect("memory");
         let sent: Vec<u8> = (0..6000_u32).map(|i| (i % 251) as u8).collect();
         let empty = peek(&mut stream, &mut arena, &mut waste, 0, 100);
@@ -434,7 +516,7 @@ mod tests {
         };
         assert_eq!(at(&mut stream, 0, 2500).expect("bytes"), sent[..2500]);
         assert_eq!(at(&mut stream, 2500, 2500).expect("bytes"), sent[2500..5000]);
-        assert!(stream.consume(1000));
+        assert_eq!(stream.consume(1000), !is_read, "what is read needs not be settled");
         assert!(!stream.consume(500), "it is to be settled already");
         assert_eq!(at(&mut stream, 0, 100).expect("bytes"), sent[1500..1600], "as if consumed");
         stream.settle().expect("bytes are there");
@@ -453,13 +535,87 @@ mod tests {
     #[test]
     fn peeking_at_an_offset_leaves_the_kernel_the_place() {
         if crate::caps::Caps::probe().tcp_peek_offset {
-            peeks_and_consumes(Waste::new(false));
+            peeks_and_consumes(Waste::new(false), false);
+        }
+    }
+
+    #[test]
+    fn a_stream_that_is_read_looks_the_same() {
+        peeks_and_consumes(Waste::new(false), true);
+    }
+
+    #[test]
+    fn a_stream_is_read_for_a_while_and_peeked_at_again_without_a_seam() {
+        let (mut stream, mut far) = pair();
+        let byte = |at: usize| (at % 251) as u8;
+        let sender = std::thread::spawn(move || {
+            let bytes: Vec<u8> = (0..12 << 20).map(byte).collect();
+            far.write_all(&bytes).map(|()| far)
+        });
+        let mut arena = Arena::new(256).expect("memory");
+        let mut waste = Waste::new(!crate::caps::Caps::probe().tcp_peek_offset);
+        let lease = arena.take_large().expect("room");
+        let (mut consumed, mut in_flight, mut was_read, mut is_over) = (0, 0, 0, false);
+        while consumed < 12 << 20 {
+            let request = PeekRequest { offset: in_flight as u32, len: 50_000, chunk: 50_000 };
+            let got = match stream.peek(&arena, request, &[lease], &mut waste) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                got => got.expect("bytes"),
+            };
+            // SAFETY: held, and looked at by nobody else.
+            let bytes = &unsafe { arena.show(lease, HEADROOM + got) }[HEADROOM..];
+            let at = consumed + in_flight;
+            assert!(bytes.iter().zip(at..).all(|(&b, at)| b == byte(at)), "behind {at}");
+            in_flight += got;
+            // Some of it is in the kernel's queue when the reading begins.
+            if was_read == 0 && at >= 1 << 20 && in_flight > 1000 {
+                assert!(stream.hold());
+                // Acknowledged before it was read, and not settled yet.
+                stream.consume(1000);
+                (consumed, in_flight) = (consumed + 1000, in_flight - 1000);
+            }
+            was_read += if stream.held.is_some() { got } else { 0 };
+            is_over |= was_read > 0 && stream.held.is_none();
+            if in_flight >= 150_000 || got == 0 {
+                let done = if in_flight > 100_000 { in_flight - 20_000 } else { in_flight };
+                stream.consume(done as u32);
+                stream.settle().expect("bytes are there");
+                (consumed, in_flight) = (consumed + done, in_flight - done);
+            }
+        }
+        assert!(was_read >= 8 << 20 && is_over, "{was_read} bytes were read");
+        sender.join().expect("no panic").expect("all of it was taken");
+    }
+
+    #[test]
+    fn urgent_data_before_the_end_loses_no_byte() {
+        for is_read in [false, true] {
+            let (mut stream, mut far) = pair();
+            far.write_all(b"before").expect("room");
+            assert_eq!(rustix::net::send(&far, b"!", rustix::net::SendFlags::OOB), Ok(1));
+            far.write_all(b"after").expect("room");
+            far.shutdown(Shutdown::Write).expect("open");
+            stream.hung_up = true;
+            assert!(!is_read || stream.hold());
+            let (mut all, mut waste) = (0, Waste::new(!crate::caps::Caps::probe().tcp_peek_offset));
+            let mut arena = Arena::new(256).expect("memory");
+            let mut bytes = Vec::new();
+            for _ in 0..10 {
+                let part = peek(&mut stream, &mut arena, &mut waste, all, 1000).expect("bytes");
+                if part.is_empty() {
+                    break;
+                }
+                all += part.len() as u32;
+                bytes.extend(part);
+                stream.after_short_peek(&waste);
+            }
+            assert_eq!(String::from_utf8_lossy(&bytes), "before!after", "read: {is_read}");
         }
     }
 
     #[test]
     fn peeking_without_an_offset_of_the_kernel_s_skips_by_reading() {
-        peeks_and_consumes(Waste::new(true));
+        peeks_and_consumes(Waste::new(true), false);
     }
 
     #[test]
@@ -490,8 +646,10 @@ mod tests {
 
     #[test]
     fn a_reset_behind_what_was_peeked_is_an_error_and_no_end() {
-        for is_needed in [true, !crate::caps::Caps::probe().tcp_peek_offset] {
+        let without_offset = !crate::caps::Caps::probe().tcp_peek_offset;
+        for (is_needed, is_read) in [(true, false), (without_offset, false), (false, true)] {
             let (mut stream, mut far) = pair();
+            assert!(!is_read || stream.hold());
             let mut arena = Arena::new(256).expect("memory");
             let mut waste = Waste::new(is_needed);
             far.write_all(b"before").expect("room");

@@ -1,7 +1,7 @@
 //! System calls that the libraries do not offer in the shape needed here, each behind one safe function.
 
 use std::io;
-use std::mem;
+use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
@@ -179,6 +179,13 @@ pub(crate) unsafe fn peek_and_count(
     let count = entries.find(|(level, kind, _)| (*level, *kind) == (libc::SOL_TCP, TCP_INQ));
     let count = count.and_then(|(_, _, data)| control::int(data));
     Ok((got, count.and_then(|count| u32::try_from(count).ok())))
+}
+
+/// Reads what is in a receive queue.
+pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    let (pointer, len) = (buffer.as_mut_ptr().cast(), buffer.len());
+    // SAFETY: the buffer is ours for the duration of the call.
+    check_bytes(unsafe { libc::recv(fd.as_raw_fd(), pointer, len, libc::MSG_DONTWAIT) })
 }
 
 /// Removes bytes from the front of a TCP receive queue without copying them (`MSG_TRUNC`, tcp(7)).

@@ -103,6 +103,11 @@ impl Held {
         self.read < HELD_FOR
     }
 
+    /// Whether what lies at this offset is here, or shall be.
+    pub(crate) fn has(&self, offset: usize) -> bool {
+        self.is_reading() || offset < self.len()
+    }
+
     /// What comes is read again.
     pub(crate) fn read_on(&mut self) {
         self.read = 0;

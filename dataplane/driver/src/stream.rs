@@ -251,24 +251,42 @@ impl Stream {
         leases: &[LeaseId],
         waste: &mut Waste,
     ) -> io::Result<usize> {
-        let offset = request.offset as usize;
+        if self.held.as_ref().is_some_and(|held| held.has(request.offset as usize)) {
+            return self.show_held(arena, request, leases);
+        }
+        self.peek_in_kernel(arena, request, leases, waste)
+    }
+
+    /// The same out of what was read instead, or is read now.
+    fn show_held(
+        &mut self,
+        arena: &Arena,
+        request: PeekRequest,
+        leases: &[LeaseId],
+    ) -> io::Result<usize> {
+        self.is_empty = false;
         if self.is_reading() {
             // What is read begins behind what was given up.
             self.settle()?;
         }
-        if let Some(held) = &mut self.held
-            && (held.is_reading() || offset < held.len())
-        {
-            self.is_empty = false;
-            let len = (request.len as usize).min(leases.len() * request.chunk());
-            let shown = held.show(self.fd.as_fd(), offset, len)?;
-            for (&lease, part) in leases.iter().zip(shown.chunks(request.chunk())) {
-                let span = Span { lease, start: HEADROOM as u32, len: part.len() as u32 };
-                // SAFETY: the leases were taken for this peek and are shown to nobody yet.
-                unsafe { arena.span(span) }.copy_from_slice(part);
-            }
-            return Ok(shown.len());
+        let Some(held) = &mut self.held else { return Ok(0) };
+        let len = (request.len as usize).min(leases.len() * request.chunk());
+        let shown = held.show(self.fd.as_fd(), request.offset as usize, len)?;
+        for (&lease, part) in leases.iter().zip(shown.chunks(request.chunk())) {
+            let span = Span { lease, start: HEADROOM as u32, len: part.len() as u32 };
+            // SAFETY: the leases were taken for this peek and are shown to nobody yet.
+            unsafe { arena.span(span) }.copy_from_slice(part);
         }
+        Ok(shown.len())
+    }
+
+    fn peek_in_kernel(
+        &mut self,
+        arena: &Arena,
+        request: PeekRequest,
+        leases: &[LeaseId],
+        waste: &mut Waste,
+    ) -> io::Result<usize> {
         const EMPTY: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         let mut buffers = [EMPTY; SKIPS_MAX + PEEK_LEASES_MAX];
         let place = self.in_kernel(request.offset) + self.to_consume;

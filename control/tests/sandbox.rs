@@ -18,7 +18,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Pid, fork, geteuid, setgroups, setresgid, setresuid};
 use usernet_control::api::{Client, ClientError, ErrorCode};
 use usernet_control::sandbox::{self, Policy, Report};
-use usernet_control_tests::{Account, eventually, is_alive, status, stderr, usernetd};
+use usernet_control_tests::{Account, eventually, free_port, is_alive, status, stderr, usernetd};
 
 /// A `usernetd` that is ready, on a namespace of its own.
 struct Daemon {
@@ -591,8 +591,8 @@ fn forwards_are_added_in_the_sandbox_and_refused_with_their_reason() {
             assert_eq!(error.code, ErrorCode::NotPermitted);
             assert!(error.message.contains("sysctl -w net.ipv4.ip_unprivileged_port_start=81"));
         }
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = taken.local_addr().unwrap().port();
+        let port = free_port();
+        let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
         let Err(ClientError::Refused(error)) = add(&format!("127.0.0.1:{port}:80")) else {
             panic!()
         };

@@ -16,7 +16,7 @@ use nix::unistd::{Pid, geteuid};
 use serde_json::Value;
 use usernet_control::api::{Client, ClientError, ErrorCode};
 use usernet_control::spec::Spec;
-use usernet_control_tests::{Account, eventually, is_alive, status, stderr, usernetd};
+use usernet_control_tests::{Account, eventually, free_port, is_alive, status, stderr, usernetd};
 
 /// A process that is killed and reaped at the end of the test.
 struct Killed(Child);
@@ -146,10 +146,6 @@ impl Daemon {
 
 fn specs(text: &str) -> Vec<Spec> {
     text.split_ascii_whitespace().map(|s| s.parse().unwrap()).collect()
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port()
 }
 
 /// What a server behind a port of this host says.
@@ -317,8 +313,8 @@ fn wrong_usage_is_told_before_anything_is_touched() {
 fn a_busy_port_is_named_with_its_holder_and_the_namespace_is_left_as_it_was() {
     for account in Account::each() {
         let guest = Guest::new(&account);
-        let taken = TcpListener::bind("0.0.0.0:0").unwrap();
-        let port = taken.local_addr().unwrap().port();
+        let port = free_port();
+        let taken = TcpListener::bind(("0.0.0.0", port)).unwrap();
         let busy = format!("port {port}/tcp is in use");
         let output = assert_refused(&mut guest.usernetd(&format!("-f {port}:80")), 1, &[&busy]);
         if account.uid == geteuid() {

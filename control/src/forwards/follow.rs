@@ -261,6 +261,7 @@ fn ephemeral_ports() -> (u16, u16) {
 mod tests {
     use super::*;
     use std::net::{TcpListener, UdpSocket};
+    use usernet_control_tests::free_port;
 
     fn follower(rules: Vec<Automatic>) -> Follower {
         let now = Instant::now();
@@ -300,10 +301,6 @@ mod tests {
         let left_out = change.left_out.iter().map(|(w, _)| w.spec.host_ports.first()).collect();
         table.commit(change);
         left_out
-    }
-
-    fn free_port() -> u16 {
-        TcpListener::bind("[::]:0").expect("a port").local_addr().expect("its address").port()
     }
 
     #[test]

@@ -443,11 +443,7 @@ mod tests {
     use super::*;
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::fd::AsRawFd;
-
-    /// A port that is free in both families, as far as one can know.
-    fn free_port() -> u16 {
-        TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port()
-    }
+    use usernet_control_tests::free_port;
 
     fn spec(text: &str) -> Spec {
         text.parse().unwrap_or_else(|e| panic!("{e}"))

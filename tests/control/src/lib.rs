@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -21,7 +22,27 @@ const USER_FIRST: u32 = 470_000;
 /// What takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Ports that the kernel gives to nobody who does not ask for them (`ip_local_port_range`).
+const PORTS_FIRST: u16 = 20_000;
+const PORTS: u16 = 12_000;
+
+static PORT_COUNT: AtomicU16 = AtomicU16::new(0);
+
 static SCRATCH_COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A port that is free in both families and for both protocols, and no other test of this process has got: one that the
+/// kernel chooses could be somebody else's as soon as it is closed.
+pub fn free_port() -> u16 {
+    let first = (std::process::id() % u32::from(PORTS)) as u16;
+    for _ in 0..PORTS {
+        let number = PORT_COUNT.fetch_add(1, Ordering::Relaxed) % PORTS;
+        let port = PORTS_FIRST + (first + number) % PORTS;
+        if TcpListener::bind(("::", port)).is_ok() && UdpSocket::bind(("::", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port is free");
+}
 
 /// A user with a home and instances of its own.
 #[derive(Debug)]

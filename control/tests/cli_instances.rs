@@ -1,5 +1,7 @@
 //! Instances that stay: `create`, `exec`, `rm`, `attach`, and what `ls` says about them.
 
+use std::process::Output;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -7,6 +9,12 @@ use usernet_control_tests::{Account, Running, eventually, is_alive, status, stde
 
 fn pid(instance: &serde_json::Value, field: &str) -> i32 {
     instance[field].as_i64().and_then(|pid| i32::try_from(pid).ok()).unwrap()
+}
+
+/// Runs a shell script whose `$0` is `usernet`.
+fn script_with_usernet(account: &Account, script: &str) -> Output {
+    let usernet = usernet_control_tests::usernet();
+    account.program("sh").args(["-c", script]).arg(usernet).output().unwrap()
 }
 
 #[test]
@@ -57,12 +65,7 @@ fn a_working_directory_that_does_not_exist_inside_becomes_the_root() {
     let gone = account.home.join("gone");
     std::fs::create_dir(&gone).unwrap();
     let script = "cd gone && rmdir ../gone && exec \"$0\" exec web -- pwd";
-    let output = account
-        .program("sh")
-        .args(["-c", script])
-        .arg(usernet_control_tests::usernet())
-        .output()
-        .unwrap();
+    let output = script_with_usernet(&account, script);
     assert_eq!(stdout(&output), "/\n", "{output:?}");
     assert_eq!(status(&account.usernet("rm web").output().unwrap()), 0);
 }
@@ -142,12 +145,7 @@ fn nobody_waits_for_the_end_of_a_pipe_that_create_was_given() {
     let account = Account::ordinary();
     // The shell reads until all writers of the pipe have closed it.
     let script = "name=$(\"$0\" create web 2>&1 3>&1); echo \"got $name\"";
-    let output = account
-        .program("sh")
-        .args(["-c", script])
-        .arg(usernet_control_tests::usernet())
-        .output()
-        .unwrap();
+    let output = script_with_usernet(&account, script);
     assert_eq!(stdout(&output), "got web\n", "{output:?}");
     assert_eq!(status(&account.usernet("rm web").output().unwrap()), 0);
 }

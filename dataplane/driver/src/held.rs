@@ -7,8 +7,7 @@
 //! them went on at 8 Mbit/s with a whole core where it otherwise has 350.
 //!
 //! So the first peeks of a stream are short, and where they take too long for what they bring, that ends the peeking: the
-//! stream is read, at once and for good, into a buffer of its own, and the core's peeks are answered from there. That is
-//! another copy, of a tenth of the cost of the others. When enough has passed, what comes is peeked at again.
+//! stream is read into a buffer of its own, and the core's peeks are answered from there. That is another copy. When enough has passed, what comes is peeked at again.
 //!
 //! A buffer holds no more than what the core has peeked at and has not consumed, which its limits bound.
 
@@ -29,11 +28,11 @@ const ROOM_KEPT: usize = 128 << 10;
 /// How much is read for one peek: so that a buffer needs not be much larger than what is in it.
 pub(crate) const READ_MOST: u32 = 64 << 10;
 
-/// How much the first peek may ask for: at 64 bytes to a buffer of the kernel's, 131,000 steps, or 2 ms.
+/// How much the first peek may ask for: at 64 bytes to a buffer of the kernel's, 131,000 steps, or 3 ms (measured).
 const FIRST: u32 = 32 << 10;
 
-/// No peek asks for more than this: 34 million steps, half a second, the one time that a stream with large buffers suddenly
-/// has small ones. A quarter of it costs bulk streams a tenth of their throughput.
+/// No peek asks for more than this: 34 million steps, half a second or more, the one time that a stream with large buffers
+/// suddenly has small ones. A quarter of it costs bulk streams a tenth of their throughput.
 const MOST: u32 = 512 << 10;
 
 /// What a peek is expected to take at most, whatever it brings, and for each byte. Copying takes a twentieth to a quarter of

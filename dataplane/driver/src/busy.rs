@@ -5,7 +5,7 @@
 //! (measured: 90 µs, and 42 µs when the translator's two are spared).
 //!
 //! It is done only while it pays. Waits have to have been short for a while, which they are not at rest, nor on a
-//! machine whose cores others want; and little must have been moved in the turn before: bulk needs the cores for
+//! machine whose cores others want; and little must have been moved in the turns before: bulk needs the cores for
 //! copying, and keeps everybody awake anyway.
 
 use std::time::Duration;
@@ -16,8 +16,10 @@ const CONFIDENCE_MIN: u8 = 3;
 const CONFIDENCE_MAX: u8 = 8;
 /// What a long wait costs.
 const PENALTY: u8 = 2;
-/// Bytes of a turn above which it was bulk.
+/// Bytes of a turn, in the mean of the last ones, above which it is bulk.
 const BULK_BYTES: usize = 16 << 10;
+/// Turns that the mean is taken over, more or less: a turn that moves nothing does not end a stream.
+const TURNS: usize = 8;
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -25,7 +27,7 @@ pub(crate) struct BusyPoll {
     /// How long to look; zero: never.
     time: Duration,
     confidence: u8,
-    /// Bytes moved in this turn.
+    /// Bytes moved in the last turns; those of older ones count less.
     moved: usize,
 }
 
@@ -41,7 +43,8 @@ impl BusyPoll {
 
     /// The turn ends: how long to look for events before sleeping.
     pub(crate) fn time(&mut self) -> Option<Duration> {
-        let is_bulk = std::mem::take(&mut self.moved) > BULK_BYTES;
+        let is_bulk = self.moved > TURNS * BULK_BYTES;
+        self.moved -= self.moved.div_ceil(TURNS);
         (self.confidence >= CONFIDENCE_MIN && !is_bulk).then_some(self.time)
     }
 
@@ -90,9 +93,25 @@ mod tests {
     #[test]
     fn a_turn_that_moved_much_is_followed_by_sleep() {
         let mut busy = after(&[SHORT; 8]);
-        busy.on_moved(BULK_BYTES + 1);
+        busy.on_moved(TURNS * BULK_BYTES + 1);
         assert_eq!(busy.time(), None);
         assert_eq!(busy.time(), Some(TIME));
+    }
+
+    #[test]
+    fn a_turn_that_moved_nothing_does_not_end_a_stream() {
+        let mut busy = after(&[SHORT; 8]);
+        for _ in 0..100 {
+            busy.on_moved(3 * BULK_BYTES);
+            busy.time();
+            busy.time();
+        }
+        assert_eq!(busy.time(), None);
+        for _ in 0..100 {
+            busy.time();
+        }
+        assert_eq!(busy.time(), Some(TIME));
+        assert_eq!(busy.moved, 0);
     }
 
     #[test]

@@ -111,6 +111,8 @@ declare_counter! {
     TcpOutOfOrder = "tcp_out_of_order",
     /// TCP payload not taken because too many buffers were kept; the guest sends it again.
     TcpKeptTooMuch = "tcp_kept_too_much",
+    /// Times that a guest flooded a connection with small segments, which were then acknowledged at intervals.
+    TcpFloods = "tcp_floods",
     /// TCP data sent to the guest again.
     TcpRetransmits = "tcp_retransmits",
     /// TCP flows given up because the guest did not acknowledge or answer.

@@ -49,6 +49,8 @@ pub enum Answer {
 pub struct Manners {
     /// Bytes that it writes.
     pub writes: u64,
+    /// How much it writes at a time, and how long it waits then; none: as much as there is room for. The guest's end only.
+    pub pieces: Option<(u32, Duration)>,
     /// How it reads.
     pub pace: Pace,
     /// How it ends.

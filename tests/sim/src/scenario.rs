@@ -84,6 +84,8 @@ scenarios! {
     UdpForward = "udp-forward",
     /// Something of everything.
     Mixed = "mixed",
+    /// Floods of small segments from the guest.
+    SmallWrites = "small-writes",
 }
 
 impl Scenario {

@@ -36,6 +36,8 @@ pub struct Summary {
     pub bytes: u64,
     /// Frames to the guest and from it.
     pub frames: u64,
+    /// Floods of small segments.
+    pub floods: u64,
     /// Frames and clients that came to another shard than their own.
     pub handed_over: u64,
 }
@@ -112,6 +114,7 @@ impl World {
             bytes: conversations.iter().map(|c| c.host.taken + c.guest.read).sum(),
             frames: self.fleet.counted(Counter::FramesFromGuest)
                 + self.fleet.counted(Counter::FramesToGuest),
+            floods: self.fleet.counted(Counter::TcpFloods),
             handed_over: self.fleet.counted(Counter::HandedOver)
                 + self.fleet.counted(Counter::ClientsHandedOver),
         }

@@ -6,7 +6,7 @@ use std::thread;
 
 use usernet_sim::{Choices, Scenario, run_bytes, run_seed};
 
-/// With 20 scenarios: thousands of runs, in less than two minutes on two cores.
+/// With 21 scenarios: thousands of runs, in less than two minutes on two cores.
 const SEEDS: (u64, u64) = (0, 499);
 
 fn seeds() -> (u64, u64) {
@@ -21,7 +21,7 @@ fn every_seed_of_every_scenario_keeps_the_rules() {
     let next = AtomicU64::new(0);
     let failures = Mutex::new(Vec::new());
     let (conversations, stuck) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let handed_over = AtomicU64::new(0);
+    let (handed_over, floods) = (AtomicU64::new(0), AtomicU64::new(0));
     let work = || {
         loop {
             let job = next.fetch_add(1, Ordering::Relaxed);
@@ -36,6 +36,7 @@ fn every_seed_of_every_scenario_keeps_the_rules() {
                     conversations.fetch_add(summary.conversations, Ordering::Relaxed);
                     stuck.fetch_add(summary.stuck, Ordering::Relaxed);
                     handed_over.fetch_add(summary.handed_over, Ordering::Relaxed);
+                    floods.fetch_add(summary.floods, Ordering::Relaxed);
                 }
                 Err(why) => failures.lock().expect("no test thread panics").push(why),
             }
@@ -53,6 +54,7 @@ fn every_seed_of_every_scenario_keeps_the_rules() {
     // Two runs of three have several shards.
     let handed_over = handed_over.into_inner();
     assert!(handed_over > conversations as u64, "{handed_over} of {conversations} conversations");
+    assert!(floods.into_inner() * 10 > last - first, "small writes are a flood now and then");
     assert!(stuck * 100 <= conversations, "{stuck} of {conversations} conversations were excused");
 }
 

@@ -3,6 +3,7 @@
 use core::net::SocketAddr;
 use core::time::Duration;
 
+use super::flood::Flood;
 use super::kept::KeptQueue;
 use super::patience::Patience;
 use super::sack::Sacks;
@@ -123,6 +124,8 @@ pub(crate) struct Conn {
     pub(crate) ack_now: bool,
     /// Whether acknowledgements wait for an answer.
     pub(crate) patience: Patience,
+    /// Whether it floods us with small segments.
+    pub(crate) flood: Flood,
     /// ECN (RFC 3168): congestion was seen and is echoed until the guest says CWR.
     pub(crate) echo_congestion: bool,
     /// ECN was negotiated.
@@ -211,6 +214,7 @@ impl Conn {
             sending_leases: 0,
             ack_now: false,
             patience: Patience::default(),
+            flood: Flood::default(),
             echo_congestion: false,
             is_ecn: false,
             to_guest: ToGuest::Open,

@@ -168,6 +168,7 @@ impl Tcp {
             conn.expected = conn.expected + len;
             conn.bytes_from_guest += u64::from(len);
             conn.patience.on_payload(ctx.now);
+            conn.flood.on_payload(len);
             conn.frame_bytes = smoothed(conn.frame_bytes, len.max(LEASE_BYTES_MIN));
             self.pull_ahead(ctx, flow);
         }
@@ -273,10 +274,16 @@ impl Tcp {
         free.0 == 0 || free.1 == 0 || (leases >= LEASES_MIN && is_over_share)
     }
 
-    /// The window that a flow is given now, and no more than its field can say. Leases are
+    /// The window that a flow is given now.
+    fn window(&self, ctx: &Context<'_>, flow: u32) -> u32 {
+        let share = self.share(ctx, flow);
+        self.conn(flow).flood.window().map_or(share, |window| window.min(share))
+    }
+
+    /// The window that a flow may have now, and no more than its field can say. Leases are
     /// few, so the share of those that are free counts with what one of this guest's holds: what is promised beyond that
     /// would have to be dropped while the host is slow, at the window's end, where only a time-out finds a loss.
-    fn window(&self, ctx: &Context<'_>, flow: u32) -> u32 {
+    pub(super) fn share(&self, ctx: &Context<'_>, flow: u32) -> u32 {
         let (leases, bytes) = self.free(ctx, 1);
         let shares = self.used.clamp(SHARES.0, SHARES.1);
         let share = (leases / shares).saturating_mul(self.conn(flow).frame_bytes);
@@ -331,7 +338,9 @@ impl Tcp {
         if !conn.ack_now && conn.acked == conn.expected && !opens {
             return;
         }
-        if !conn.ack_now && !opens && self.waits_with_ack(ctx, flow) {
+        let may_wait = !conn.ack_now;
+        if may_wait && (self.waits_in_flood(ctx, flow) || !opens && self.waits_with_ack(ctx, flow))
+        {
             return;
         }
         let conn = self.conn_mut(flow);

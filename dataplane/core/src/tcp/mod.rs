@@ -7,7 +7,8 @@
 //!
 //! - **From the guest.** Payload stays in the leased frame it came in ([`kept`]) until the host socket has taken it; small
 //!   segments share the frame of the first.
-//!   It is acknowledged when it is received, since nothing is lost between here and the socket; the window's
+//!   It is acknowledged when it is received, since nothing is lost between here and the socket, and only [floods](flood) of small
+//!   segments wait for that; the window's
 //!   right edge is what the host has taken plus a constant, so a slow host closes the window and the guest never has to
 //!   retransmit for flow control.
 //! - **To the guest.** Bytes stay in the host socket's queue until the guest has acknowledged them: they are peeked at,
@@ -16,11 +17,12 @@
 //!   its own: the guest's FIN becomes a shutdown once all it sent has been taken; the host's end becomes a FIN behind
 //!   its last byte.
 //!
-//! [`handshake`] opens, [`from_guest`] and [`to_guest`] are the halves, [`ending`] closes, [`timers`] and [`patience`] wait. All
+//! [`handshake`] opens, [`from_guest`] and [`to_guest`] are the halves, [`ending`] closes, [`timers`], [`patience`] and [`flood`] wait. All
 //! that can wait until the end of a turn (acknowledgements, sends, peeks) is done once per flow in [`Tcp::flush`].
 
 mod conn;
 mod ending;
+mod flood;
 mod from_guest;
 mod handshake;
 mod kept;
@@ -52,6 +54,7 @@ use crate::time::Instant;
 use crate::wheel::Wheel;
 
 use conn::{Conn, FromGuest, State, ToGuest};
+use flood::Floods;
 use kept::KeptSpans;
 use patience::Waiting;
 use segment::Segment;
@@ -74,6 +77,8 @@ pub(crate) struct Tcp {
     wheel: Wheel,
     /// Flows whose acknowledgement waits for an answer to take it along.
     waiting: Waiting,
+    /// Flows that are acknowledged at intervals.
+    floods: Floods,
     /// Flows to look at when the turn ends; each at most once.
     dirty: Vec<u32>,
     /// Flows whose handshake is not complete.
@@ -96,6 +101,7 @@ impl Tcp {
             kept: KeptSpans::new(config.limits.leases),
             wheel: Wheel::new(config.limits.flows),
             waiting: Waiting::new(),
+            floods: Floods::new(),
             dirty: Vec::with_capacity(flows),
             half_open: 0,
             bulk: 0,
@@ -204,7 +210,8 @@ impl Tcp {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        [self.wheel.next_deadline(), self.waiting.next_deadline()].into_iter().flatten().min()
+        let (wheel, waiting) = (self.wheel.next_deadline(), self.waiting.next_deadline());
+        [wheel, waiting, self.floods.next_deadline()].into_iter().flatten().min()
     }
 
     /// Leases with payload that the host has not taken.
@@ -280,6 +287,8 @@ impl Tcp {
         assert!(!conn.sent_max.is_before(conn.next), "sent_max is the highest");
         assert!(!conn.expected.is_before(conn.acked), "what we acknowledged was received");
         assert!(!conn.patience.is_waiting() || conn.expected != conn.acked, "something is owed");
+        let flood = &conn.flood;
+        assert!(flood.window().is_none() || flood.is_listed(), "a flood's interval ends");
         if conn.state == State::Open {
             assert!(!conn.edge.is_before(conn.expected), "nothing beyond the window was taken");
             assert!(conn.to_guest == ToGuest::Done || !conn.unacked.is_before(conn.queue_start));

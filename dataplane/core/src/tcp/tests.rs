@@ -1,5 +1,6 @@
 //! What a guest and a host see of TCP, frame by frame.
 
+mod flood;
 mod sack;
 
 use alloc::vec;

@@ -24,6 +24,7 @@ impl Tcp {
     pub(crate) fn on_tick(&mut self, ctx: &mut Context<'_>) {
         self.now = ctx.now;
         self.end_waits(ctx);
+        self.end_intervals(ctx);
         while let Some(flow) = self.wheel.pop(ctx.now) {
             let conn = self.conn_mut(flow);
             conn.wheel_at = None;

@@ -18,6 +18,8 @@ pub(super) struct Stream {
     handle: Handle,
     /// A slow reader reads again then.
     next_read: Instant,
+    /// One that writes in pieces writes again then.
+    next_write: Instant,
     /// Something of its own waits for an acknowledgement since then, or was sent again then.
     waits_since: Option<Instant>,
 }
@@ -28,7 +30,13 @@ const PATIENCE: Duration = Duration::from_secs(1_000);
 
 impl Stream {
     pub(super) fn new(conversation: usize) -> Self {
-        Self { conversation, handle: None, next_read: Instant::ZERO, waits_since: None }
+        Self {
+            conversation,
+            handle: None,
+            next_read: Instant::ZERO,
+            next_write: Instant::ZERO,
+            waits_since: None,
+        }
     }
 
     /// The application's turn; when it wants the next one.
@@ -84,6 +92,7 @@ impl Stream {
         socket.set_ack_delay(
             (ack_delay > 0).then(|| smoltcp::time::Duration::from_millis(ack_delay)),
         );
+        socket.set_nagle_enabled(plan.guest_manners.pieces.is_none());
         let local = IpEndpoint::from(plan.guest);
         if plan.is_outbound {
             let remote = IpEndpoint::from(plan.remote);
@@ -99,8 +108,8 @@ impl Stream {
     fn run(&mut self, env: &mut Env, socket: &mut Socket<'_>) -> Option<Instant> {
         let now = env.now;
         let conversation = &mut env.conversations[self.conversation];
-        write(conversation, socket);
-        let wake = self.read(now, conversation, socket);
+        let write = self.write(now, conversation, socket);
+        let wake = super::earliest(write, self.read(now, conversation, socket));
         let (guest, manners) = (&mut conversation.guest, &conversation.plan.guest_manners);
         if !guest.was_connected {
             return wake;
@@ -122,6 +131,40 @@ impl Stream {
             env.trace(|| format!("guest: closes conversation {}", self.conversation));
         }
         wake
+    }
+
+    /// Writes what there is room for, or a piece; when it goes on.
+    fn write(
+        &mut self,
+        now: Instant,
+        conversation: &mut Conversation,
+        socket: &mut Socket<'_>,
+    ) -> Option<Instant> {
+        let pattern = conversation.from_guest();
+        let manners = conversation.plan.guest_manners;
+        let guest = &mut conversation.guest;
+        let mut left = manners.writes - guest.written;
+        if let Some((piece, _)) = manners.pieces {
+            if now < self.next_write {
+                return Some(self.next_write);
+            }
+            left = left.min(piece.into());
+        }
+        let before = guest.written;
+        while left > 0 && !guest.has_closed && socket.can_send() {
+            let position = guest.written;
+            let wrote = socket.send(|bytes| {
+                let len = bytes.len().min(left as usize);
+                pattern.fill(position, &mut bytes[..len]);
+                (len, len)
+            });
+            let Ok(wrote) = wrote else { break };
+            guest.written += wrote as u64;
+            left -= wrote as u64;
+        }
+        let (_, every) = manners.pieces.filter(|_| guest.written > before)?;
+        self.next_write = now + every;
+        Some(self.next_write)
     }
 
     /// Reads at the application's pace; when it goes on.
@@ -226,22 +269,6 @@ impl Stream {
         // An abort's RST leaves with the poll that follows this step.
         env.conversations[self.conversation].guest.is_done = true;
         sees_end
-    }
-}
-
-fn write(conversation: &mut Conversation, socket: &mut Socket<'_>) {
-    let pattern = conversation.from_guest();
-    let writes = conversation.plan.guest_manners.writes;
-    let guest = &mut conversation.guest;
-    while guest.written < writes && !guest.has_closed && socket.can_send() {
-        let (position, left) = (guest.written, writes - guest.written);
-        let wrote = socket.send(|bytes| {
-            let len = bytes.len().min(left as usize);
-            pattern.fill(position, &mut bytes[..len]);
-            (len, len)
-        });
-        let Ok(wrote) = wrote else { break };
-        guest.written += wrote as u64;
     }
 }
 

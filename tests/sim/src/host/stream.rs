@@ -144,8 +144,9 @@ impl Stream {
                 let is_excused = conversation.guest.has_aborted
                     || conversation.guest.is_done
                     || !conversation.plan.is_clean();
-                // Where a fuzzer loses all frames for long enough, the core gives up.
-                let is_cut_off = env.is_lossy && env.choices.is_fuzzer();
+                // Where a fuzzer loses all frames for long enough, or chance all of a handshake's, the core gives up.
+                let is_never_met = !conversation.guest.was_connected;
+                let is_cut_off = env.is_lossy && (env.choices.is_fuzzer() || is_never_met);
                 conversation.guest.is_stuck |= !is_excused && is_cut_off;
                 assert!(
                     is_excused || is_cut_off,

@@ -32,6 +32,7 @@ pub(super) fn draw(
         | Scenario::ZeroWindow
         | Scenario::Idle
         | Scenario::Mixed => choices.between(1, 4),
+        Scenario::SmallWrites => choices.between(1, 2),
     };
     (0..count as u16).map(|i| plan(choices, scenario, config, access, i)).collect()
 }
@@ -61,6 +62,8 @@ fn plan(
     };
     let is_v4 = config.net6.is_none() || choices.chance(500);
     let (guest, remote, peer) = addresses(choices, (config, access), is_outbound, is_v4, i);
+    let manners =
+        Manners { writes: 0, pieces: None, pace: Pace::Eager, finish: Finish::WhenWritten };
     let mut plan = Plan {
         is_outbound,
         start: choices.duration(Duration::from_millis(200)),
@@ -68,8 +71,8 @@ fn plan(
         remote,
         peer,
         answer: Answer::Accept(choices.duration(Duration::from_millis(30))),
-        guest_manners: Manners { writes: 0, pace: Pace::Eager, finish: Finish::WhenWritten },
-        remote_manners: Manners { writes: 0, pace: Pace::Eager, finish: Finish::WhenWritten },
+        guest_manners: manners,
+        remote_manners: manners,
         is_echo: false,
         guest_buffer: choices.pick(&[1 << 10, 16 << 10, 64 << 10, 256 << 10]),
         host_buffer: choices.pick(&[1 << 10, 16 << 10, 64 << 10, 256 << 10]),
@@ -122,6 +125,13 @@ fn fill(choices: &mut Choices, scenario: Scenario, plan: &mut Plan) {
     match scenario {
         Scenario::BulkUp => guest.writes = bulk(choices),
         Scenario::BulkDown => remote.writes = bulk(choices),
+        Scenario::SmallWrites => {
+            guest.writes = bulk(choices) / 2;
+            let every = Duration::from_micros(choices.pick(&[1, 2, 4, 50]));
+            guest.pieces = Some((choices.pick(&[40, 100, 300]), every));
+            plan.guest_buffer = choices.pick(&[64 << 10, 256 << 10]);
+            plan.host_buffer = choices.pick(&[16 << 10, 256 << 10]);
+        }
         Scenario::BulkBoth => (guest.writes, remote.writes) = (bulk(choices), bulk(choices)),
         Scenario::Echo => {
             guest.writes = bulk(choices) / 2;

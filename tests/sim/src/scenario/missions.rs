@@ -55,7 +55,8 @@ pub(super) fn draw(
         | Scenario::ZeroWindow
         | Scenario::NoServer
         | Scenario::Reset
-        | Scenario::Idle => {}
+        | Scenario::Idle
+        | Scenario::SmallWrites => {}
     }
     all
 }

@@ -5,6 +5,7 @@ use std::process::Output;
 
 use nix::unistd::geteuid;
 use usernet_control_tests::{Account, status, stdout};
+use usernet_lab::skip::skip_this;
 
 const INSIDE: &str =
     "# Made by usernet: DNS goes through usernetd.\nnameserver 10.0.2.3\nnameserver fd00::3\n";
@@ -41,8 +42,7 @@ fn with_etc(account: &Account, prepare: &str) -> Output {
 #[test]
 fn a_file_a_link_a_dangling_link_and_no_file_are_all_replaced() {
     if !geteuid().is_root() {
-        eprintln!("skipped: only root can prepare another /etc");
-        return;
+        return skip_this("only root can prepare another /etc");
     }
     for account in Account::each() {
         for (prepare, kept) in [

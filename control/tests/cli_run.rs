@@ -5,6 +5,7 @@ use std::process::Stdio;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use usernet_control_tests::{Account, Running, eventually, is_alive, status, stderr, stdout};
+use usernet_lab::skip::skip_this;
 
 #[test]
 fn the_exit_status_is_the_commands() {
@@ -112,8 +113,7 @@ fn the_caller_is_root_inside_or_keeps_its_ids() {
 #[test]
 fn subordinate_ids_exist_inside_when_asked_for() {
     if !geteuid().is_root() || !std::path::Path::new("/usr/bin/newuidmap").exists() {
-        eprintln!("skipped: needs root and newuidmap");
-        return;
+        return skip_this("needs root and newuidmap");
     }
     let account = Account::ordinary();
     let id = account.uid;

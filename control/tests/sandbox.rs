@@ -549,7 +549,7 @@ fn the_callers_mounts_stay_as_they_are() {
 fn in_a_chroot_it_says_that_the_root_is_not_empty_and_opens_nothing_there() {
     let account = Account::own();
     if !account.uid.is_root() {
-        return eprintln!("SKIP in_a_chroot_it_says_so: only root can change its root directory");
+        return usernet_lab::skip::skip_this("only root can change its root directory");
     }
     let place = account.home.join("place");
     fs::create_dir_all(place.join("proc")).unwrap();
@@ -639,7 +639,7 @@ fn a_keeper_that_is_killed_takes_nothing_with_it_but_what_it_did() {
 #[test]
 fn strangers_are_not_answered_even_if_the_socket_lets_them_connect() {
     if !geteuid().is_root() {
-        return eprintln!("SKIP strangers_are_not_answered: only root can be somebody else");
+        return usernet_lab::skip::skip_this("only root can be somebody else");
     }
     for account in Account::each() {
         let daemon = Daemon::start(&account, "", |_| ());

@@ -20,6 +20,11 @@ pub fn skip(name: &str, reason: &str) {
     }
 }
 
+/// The same for the test that runs on this thread.
+pub fn skip_this(reason: &str) {
+    skip(std::thread::current().name().unwrap_or("a test"), reason);
+}
+
 /// Why nothing here can run on this machine, if so.
 pub fn no_namespaces() -> Option<&'static str> {
     let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, setgroups, setresgid, setresuid};
+use usernet_lab::skip::skip_this;
 
 pub(crate) const ROOT: u32 = 0;
 /// `nobody`, who is an ordinary user to the kernel.
@@ -21,8 +22,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(1);
 /// Runs `body` as `uid` in a process of its own, and fails if it panics. Says so where it cannot run.
 pub(crate) fn in_own_process(uid: u32, body: impl FnOnce()) {
     if let Some(missing) = missing() {
-        say(&format_args!("skipped: {missing}"));
-        return;
+        return skip_this(missing);
     }
     let child = spawn(uid, body);
     assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0), "see the output above");

@@ -7,7 +7,7 @@
 //! more to send than it may; where the host's program is slower than that, its own window takes over, and the flood is over.
 //!
 //! A flow that sends less pays nothing: it has to bring 200,000 segments a second, with which we are busy for a
-//! third of the time. Nothing is held back but acknowledgements, and those for half a millisecond.
+//! quarter of the time. Nothing is held back but acknowledgements, and those for half a millisecond.
 
 use alloc::collections::VecDeque;
 use core::time::Duration;

@@ -110,6 +110,18 @@ fn a_flood_is_held_up_once_it_has_used_up_what_it_was_promised() {
 }
 
 #[test]
+fn what_was_promised_is_used_up_before_the_window_shrinks() {
+    let mut writer = Writer::flooding();
+    while writer.room() >= 64 {
+        writer.write(SEGMENTS, 64, QUICK);
+    }
+    writer.pass(INTERVAL);
+    // Of the 8 KiB that it begins with, a quarter less for each interval since: not yet the least there is.
+    let room = writer.room();
+    assert!(room > 4 << 10 && room < 8 << 10, "{room} bytes");
+}
+
+#[test]
 fn segments_that_have_become_large_end_a_flood() {
     let mut writer = Writer::flooding();
     while writer.room() >= 64 {

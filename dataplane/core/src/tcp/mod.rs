@@ -189,6 +189,7 @@ impl Tcp {
         // Flushing marks nothing: the list, with its memory, goes back empty.
         debug_assert!(self.dirty.is_empty(), "flushing a flow does not make it dirty");
         self.dirty = dirty;
+        self.forget_waits();
     }
 
     fn flush_flow(&mut self, ctx: &mut Context<'_>, flow: u32) {

@@ -135,6 +135,23 @@ impl Tcp {
         true
     }
 
+    /// Strikes off the list who waits no more, up to the first that does: nobody else is to have a deadline.
+    pub(super) fn forget_waits(&mut self) {
+        let Self { slots, waiting, .. } = self;
+        while let Some(&(at, flow)) = waiting.flows.front() {
+            // A slot may be another's by now.
+            if let super::Slot::Used(conn) = &mut slots[flow as usize]
+                && conn.patience.listed == Some(at)
+            {
+                if conn.patience.is_waiting() {
+                    return;
+                }
+                conn.patience.listed = None;
+            }
+            waiting.flows.pop_front();
+        }
+    }
+
     /// Those that have waited long enough.
     pub(super) fn end_waits(&mut self, ctx: &Context<'_>) {
         while let Some(&(at, flow)) = self.waiting.flows.front()

@@ -1,0 +1,77 @@
+//! Acknowledgements that wait for an answer.
+
+use core::time::Duration;
+
+use super::*;
+
+/// A request of the guest's and the host's answer. Whether the request was acknowledged before it was answered.
+fn exchange(flow: &mut Flow) -> bool {
+    flow.send(ACK | PSH, b"question");
+    flow.sent(8);
+    let is_early = !flow.world.written.is_empty();
+    if is_early {
+        assert_eq!(flow.got().ack, flow.guest);
+    }
+    flow.readable();
+    flow.peeked_then(b"answer", PeekedThen::Empty);
+    let answer = flow.got();
+    assert_eq!((answer.ack, &answer.payload[..]), (flow.guest, &b"answer"[..]));
+    let all = segment(flow.guest, flow.host, ACK);
+    send(&mut flow.world, &all);
+    assert!(flow.world.written.is_empty(), "nothing more is owed");
+    is_early
+}
+
+#[test]
+fn where_answers_are_quick_they_acknowledge_the_request() {
+    let mut flow = established();
+    assert!(exchange(&mut flow), "nothing is known of the flow");
+    assert!(exchange(&mut flow));
+    for _ in 0..5 {
+        assert!(!exchange(&mut flow), "the answer takes it along");
+    }
+    flow.world.shard.check();
+}
+
+#[test]
+fn a_second_segment_is_acknowledged_at_once() {
+    let mut flow = established();
+    for _ in 0..3 {
+        exchange(&mut flow);
+    }
+    flow.send(ACK, b"first");
+    assert!(flow.world.written.is_empty());
+    flow.send(ACK, b"second");
+    assert_eq!(flow.got().ack, flow.guest);
+}
+
+#[test]
+fn a_guest_that_waits_for_its_acknowledgement_is_kept_waiting_once() {
+    let mut flow = established();
+    for _ in 0..5 {
+        exchange(&mut flow);
+    }
+    flow.send(ACK | PSH, b"half a question");
+    assert!(flow.world.written.is_empty());
+    flow.world.pass(Duration::from_millis(19));
+    assert!(flow.world.written.is_empty());
+    flow.world.pass(Duration::from_millis(1));
+    assert_eq!(flow.got().ack, flow.guest, "no answer came");
+    flow.sent(15);
+    for _ in 0..16 {
+        assert!(exchange(&mut flow), "not again for a while");
+    }
+}
+
+#[test]
+fn who_was_answered_has_no_deadline_any_more() {
+    let mut flow = established();
+    for _ in 0..5 {
+        exchange(&mut flow);
+    }
+    let (at, _) = flow.world.shard.next_deadline().expect("a flow has a timer");
+    assert!(at.since(flow.world.now) > Duration::from_millis(20), "nothing is owed to anybody");
+    flow.send(ACK | PSH, b"question");
+    let (at, _) = flow.world.shard.next_deadline().expect("the acknowledgement that waits");
+    assert_eq!(at.since(flow.world.now), Duration::from_millis(20));
+}

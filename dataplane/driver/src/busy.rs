@@ -41,11 +41,13 @@ impl BusyPoll {
         self.moved += bytes;
     }
 
-    /// The turn ends: how long to look for events before sleeping.
-    pub(crate) fn time(&mut self) -> Option<Duration> {
+    /// The turn ends: how long to look for events before sleeping, where nothing else is to be done for `timeout`. A
+    /// deadline that is near is waited for awake, too: who went to sleep for it would be woken across cores.
+    pub(crate) fn time(&mut self, timeout: Option<Duration>) -> Option<Duration> {
         let is_bulk = self.moved > TURNS * BULK_BYTES;
         self.moved -= self.moved.div_ceil(TURNS);
-        (self.confidence >= CONFIDENCE_MIN && !is_bulk).then_some(self.time)
+        (self.confidence >= CONFIDENCE_MIN && !is_bulk && timeout != Some(Duration::ZERO))
+            .then(|| timeout.map_or(self.time, |timeout| timeout.min(self.time)))
     }
 
     /// An event came after this time.
@@ -55,6 +57,11 @@ impl BusyPoll {
         } else {
             self.confidence.saturating_sub(PENALTY)
         };
+    }
+
+    /// A deadline came first.
+    pub(crate) fn on_deadline(&mut self) {
+        self.confidence = self.confidence.saturating_sub(PENALTY);
     }
 }
 
@@ -75,27 +82,45 @@ mod tests {
 
     #[test]
     fn a_row_of_short_waits_makes_it_pay() {
-        assert_eq!(after(&[]).time(), None);
-        assert_eq!(after(&[SHORT; 2]).time(), None);
-        assert_eq!(after(&[SHORT; 3]).time(), Some(TIME));
+        assert_eq!(after(&[]).time(None), None);
+        assert_eq!(after(&[SHORT; 2]).time(None), None);
+        assert_eq!(after(&[SHORT; 3]).time(None), Some(TIME));
     }
 
     #[test]
     fn a_few_long_waits_end_it_however_long_it_paid() {
         let mut busy = after(&[SHORT; 1000]);
         for _ in 0..3 {
-            assert_eq!(busy.time(), Some(TIME));
+            assert_eq!(busy.time(None), Some(TIME));
             busy.on_waited(TIME);
         }
-        assert_eq!(busy.time(), None);
+        assert_eq!(busy.time(None), None);
+    }
+
+    #[test]
+    fn a_deadline_that_is_near_is_waited_for_awake() {
+        let mut busy = after(&[SHORT; 8]);
+        assert_eq!(busy.time(Some(SHORT)), Some(SHORT));
+        assert_eq!(busy.time(Some(TIME * 2)), Some(TIME));
+        assert_eq!(busy.time(Some(Duration::ZERO)), None, "there is something to do");
+    }
+
+    #[test]
+    fn deadlines_one_after_the_other_end_it() {
+        let mut busy = after(&[SHORT; 1000]);
+        for _ in 0..3 {
+            assert_eq!(busy.time(Some(SHORT)), Some(SHORT));
+            busy.on_deadline();
+        }
+        assert_eq!(busy.time(Some(SHORT)), None);
     }
 
     #[test]
     fn a_turn_that_moved_much_is_followed_by_sleep() {
         let mut busy = after(&[SHORT; 8]);
         busy.on_moved(TURNS * BULK_BYTES + 1);
-        assert_eq!(busy.time(), None);
-        assert_eq!(busy.time(), Some(TIME));
+        assert_eq!(busy.time(None), None);
+        assert_eq!(busy.time(None), Some(TIME));
     }
 
     #[test]
@@ -103,14 +128,14 @@ mod tests {
         let mut busy = after(&[SHORT; 8]);
         for _ in 0..100 {
             busy.on_moved(3 * BULK_BYTES);
-            busy.time();
-            busy.time();
+            busy.time(None);
+            busy.time(None);
         }
-        assert_eq!(busy.time(), None);
+        assert_eq!(busy.time(None), None);
         for _ in 0..100 {
-            busy.time();
+            busy.time(None);
         }
-        assert_eq!(busy.time(), Some(TIME));
+        assert_eq!(busy.time(None), Some(TIME));
         assert_eq!(busy.moved, 0);
     }
 
@@ -120,6 +145,6 @@ mod tests {
         for _ in 0..10 {
             busy.on_waited(Duration::ZERO);
         }
-        assert_eq!(busy.time(), None);
+        assert_eq!(busy.time(None), None);
     }
 }

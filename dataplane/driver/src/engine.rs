@@ -252,13 +252,16 @@ impl<B: Backend> Engine<B> {
     /// Waits for events or the end of `timeout`; awake, as long as that pays.
     fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         let begin = clock();
-        let awake = self.busy.time().filter(|awake| timeout.is_none_or(|timeout| *awake < timeout));
-        if let Some(awake) = awake
-            && self.look(begin + awake, events)?
-        {
-            self.busy.on_waited(clock().since(begin));
-            self.count(Counter::WaitsAwake);
-            return Ok(());
+        if let Some(awake) = self.busy.time(timeout) {
+            if self.look(begin + awake, events)? {
+                self.busy.on_waited(clock().since(begin));
+                self.count(Counter::WaitsAwake);
+                return Ok(());
+            }
+            if timeout == Some(awake) {
+                self.busy.on_deadline();
+                return Ok(());
+            }
         }
         self.backend.wait(&self.tap, &mut self.queue.arena, timeout, events)?;
         if timeout != Some(Duration::ZERO) {

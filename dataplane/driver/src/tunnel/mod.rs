@@ -164,8 +164,7 @@ impl<T: Tunnel> TunnelWorker<T> {
         }
         let begin = clock();
         let timeout = self.tunnel.next_deadline().map(|at| at.since(begin));
-        let awake = self.busy.time().filter(|awake| timeout.is_none_or(|timeout| *awake < timeout));
-        if let Some(awake) = awake {
+        if let Some(awake) = self.busy.time(timeout) {
             while clock() < begin + awake {
                 if self.look(Some(Duration::ZERO))? {
                     self.busy.on_waited(clock().since(begin));
@@ -174,6 +173,10 @@ impl<T: Tunnel> TunnelWorker<T> {
                 }
                 // Whoever is to answer may be waiting for this core.
                 std::thread::yield_now();
+            }
+            if timeout == Some(awake) {
+                self.busy.on_deadline();
+                return Ok(());
             }
         }
         self.look(timeout)?;

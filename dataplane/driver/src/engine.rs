@@ -28,6 +28,7 @@ use crate::arena::Arena;
 use crate::backend::{Backend, Event, FromTap, Token};
 use crate::busy::BusyPoll;
 use crate::caps::Caps;
+use crate::connect::Promptness;
 use crate::counters::{Counter, Counters};
 use crate::datagram::{Datagrams, ReceiveBatch, SEND_BATCH, SEND_BUFFERS, SendBatch};
 use crate::errqueue::ErrorQueue;
@@ -140,6 +141,7 @@ pub(crate) struct Engine<B> {
     /// The time of this turn.
     pub(crate) now: Instant,
     pub(crate) busy: BusyPoll,
+    pub(crate) promptness: Promptness,
     events: Vec<Event>,
     /// Sockets that were left with something to read, to be taken up in the next turn.
     pub(crate) again: Vec<Token>,
@@ -201,6 +203,7 @@ impl<B: Backend> Engine<B> {
             counters: Counters::default(),
             now: clock(),
             busy: BusyPoll::new(busy_poll),
+            promptness: Promptness::default(),
             events: Vec::with_capacity(256),
             again: Vec::new(),
             again_now: Vec::new(),

@@ -124,7 +124,7 @@ impl<B: Backend> Engine<B> {
 
     fn connect(&mut self, socket: SocketId, to: SocketAddr, on: Namespace) {
         let connecting = match on {
-            Namespace::Host => Stream::connect(to, &self.outbound),
+            Namespace::Host => self.connect_from_host(to),
             Namespace::Guest => inside(&mut self.namespace, |namespace| namespace.connect(to))
                 .map(Stream::connecting),
         };
@@ -142,6 +142,15 @@ impl<B: Backend> Engine<B> {
             }
             Err(error) => self.tell(Input::Failed { socket, error: host_error(&error) }),
         }
+    }
+
+    fn connect_from_host(&mut self, to: SocketAddr) -> io::Result<Stream> {
+        let mut stream = Stream::connect(to, &self.outbound)?;
+        if stream.phase == Phase::Connecting && self.promptness.asks() {
+            stream.connect_again(to)?;
+            self.promptness.on_answer(stream.phase == Phase::Open);
+        }
+        Ok(stream)
     }
 
     fn adopt(&mut self, socket: SocketId, accepted: AcceptedId) {

@@ -20,6 +20,7 @@ mod bufring;
 mod busy;
 pub mod caps;
 mod capture;
+mod connect;
 mod control;
 mod counters;
 mod datagram;

@@ -138,6 +138,16 @@ impl Stream {
         }
     }
 
+    /// Looks whether a connect that was not done at once is done by now.
+    pub(crate) fn connect_again(&mut self, to: SocketAddr) -> io::Result<()> {
+        match sys::connect(self.fd(), &to.into()) {
+            Ok(()) => self.phase = Phase::Open,
+            Err(error) if error.raw_os_error() == Some(libc::EALREADY) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
     /// A socket that connects already.
     pub(crate) fn connecting(fd: OwnedFd) -> Self {
         Self::over(fd, Phase::Connecting)

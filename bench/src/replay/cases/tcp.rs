@@ -199,6 +199,26 @@ fn converse(rec: &mut Recorder, conn: &mut Connection) {
     rec.turn();
 }
 
+/// The same the other way: the client's request ends the handshake, and the guest closes first.
+fn converse_in(rec: &mut Recorder, conn: &mut Connection) {
+    let socket = conn.socket;
+    asked(rec);
+    rec.peeked(socket, 100, PeekedThen::Empty);
+    rec.turn();
+    conn.expected = conn.expected.wrapping_add(100);
+    conn.send(rec, ACK | FIN, 200);
+    rec.turn();
+    assert_eq!(host_takes(rec), 200);
+    rec.tell(|| Input::Readable { socket });
+    rec.turn();
+    asked(rec);
+    rec.tell(|| Input::PeekEnd { socket });
+    rec.turn();
+    conn.expected = conn.expected.wrapping_add(1);
+    conn.send(rec, ACK, 0);
+    rec.turn();
+}
+
 /// So many connections were closed, by both ends, and nothing of them is left.
 fn finish_connections(mut rec: Recorder, connections: usize) -> Log {
     rec.pass(Duration::from_secs(10));
@@ -260,7 +280,7 @@ pub(super) fn connections_in_by(forwards: u16) -> Log {
         let socket = rec.ops().iter().find_map(adopt).expect("it is adopted");
         let remote = at(&format!("192.0.2.9:{}", 20_000 + n));
         let mut conn = Connection::answer(&mut rec, at("10.0.2.100:80"), remote, socket);
-        converse(&mut rec, &mut conn);
+        converse_in(&mut rec, &mut conn);
     }
     finish_connections(rec, CONNECTIONS)
 }

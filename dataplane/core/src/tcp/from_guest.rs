@@ -167,18 +167,18 @@ impl Tcp {
             let conn = self.conn_mut(flow);
             conn.expected = conn.expected + len;
             conn.bytes_from_guest += u64::from(len);
-            conn.patience.on_payload(ctx.now);
             conn.flood.on_payload(len);
             conn.frame_bytes = smoothed(conn.frame_bytes, len.max(LEASE_BYTES_MIN));
             self.pull_ahead(ctx, flow);
         }
         let conn = self.conn_mut(flow);
+        conn.patience.on_asked(ctx.now);
         conn.sacks.forget_before(conn.expected);
         if accepted.fin {
             conn.expected = conn.expected + 1;
             conn.edge = conn.edge.latest(conn.expected);
             conn.from_guest = FromGuest::Finishing;
-            conn.ack_now = true;
+            conn.ack_now |= conn.flood.window().is_some();
         }
         self.mark(flow);
         keeps_lease
@@ -336,6 +336,10 @@ impl Tcp {
             && conn.bytes_from_guest > 0
             && (opened >= window / 2 || (opened >= mss && left < 2 * mss));
         if !conn.ack_now && conn.acked == conn.expected && !opens {
+            return;
+        }
+        if conn.peeking.is_some() && !opens {
+            // What the peek brings takes it along; if it brings nothing, its end comes here again.
             return;
         }
         let may_wait = !conn.ack_now;

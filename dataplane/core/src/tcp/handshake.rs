@@ -184,6 +184,8 @@ impl Tcp {
         let socket = conn.socket.expect("an inbound flow has its socket from the start");
         conn.our_scale = Some(OUR_WINDOW_SCALE);
         conn.has_sack = true;
+        // Most clients speak first, and have by the time that the guest has answered: its handshake ends with their words.
+        conn.is_readable = true;
         let (guest, remote) = (conn.guest, conn.remote);
         if self.find(guest, remote).is_some() {
             // Somebody took the tuple while the splice was tried: the client tries again.

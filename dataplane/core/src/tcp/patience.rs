@@ -5,6 +5,9 @@
 //! single small segment waits (RFC 1122, section 4.2.3.2; a second one ends the waiting), but only where the flow's answers
 //! have been quick: a guest that sends its next segment only when the last one is acknowledged (Nagle) is held up once and
 //! then not for many exchanges. New flows are trusted as the flows before them have earned it.
+//!
+//! The end of the guest's half is such a request, too, and the end of the host's half its answer: a client that
+//! closes when its server has is as quick. That happens once in a flow, so all of a shard's flows earn it together.
 
 use alloc::collections::VecDeque;
 use core::time::Duration;
@@ -70,18 +73,14 @@ impl Patience {
         self.owed.is_some()
     }
 
-    /// Something came from the guest.
-    pub(super) fn on_payload(&mut self, now: Instant) {
+    /// Something new came from the guest.
+    pub(super) fn on_asked(&mut self, now: Instant) {
         self.asked = Some(now);
     }
 
     /// Something goes to the guest. Whether it is a quick answer.
     fn on_answer(&mut self, now: Instant) -> bool {
-        let is_quick = self.asked.take().is_some_and(|asked| now.since(asked) < WAIT);
-        if is_quick {
-            self.trust.on_quick_answer();
-        }
-        is_quick
+        self.asked.take().is_some_and(|asked| now.since(asked) < WAIT)
     }
 }
 
@@ -90,11 +89,17 @@ pub(super) struct Waiting {
     flows: VecDeque<(Instant, u32)>,
     /// What new flows begin with.
     trust: Trust,
+    /// What the ends of all flows have earned.
+    at_end: Trust,
 }
 
 impl Waiting {
     pub(super) fn new() -> Self {
-        Self { flows: VecDeque::with_capacity(WAITING_MAX), trust: Trust::default() }
+        Self {
+            flows: VecDeque::with_capacity(WAITING_MAX),
+            trust: Trust::default(),
+            at_end: Trust::default(),
+        }
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
@@ -108,10 +113,17 @@ impl Waiting {
 }
 
 impl Tcp {
-    /// Payload goes to the guest, and may be an answer.
+    /// Payload or a FIN goes to the guest, and may be an answer.
     pub(super) fn on_answer(&mut self, ctx: &Context<'_>, flow: u32) {
-        if self.conn_mut(flow).patience.on_answer(ctx.now) {
-            self.waiting.trust.on_quick_answer();
+        let Self { slots, waiting, .. } = self;
+        let super::Slot::Used(conn) = &mut slots[flow as usize] else { return };
+        if !conn.patience.on_answer(ctx.now) {
+            return;
+        }
+        conn.patience.trust.on_quick_answer();
+        waiting.trust.on_quick_answer();
+        if conn.from_guest != FromGuest::Open {
+            waiting.at_end.on_quick_answer();
         }
     }
 
@@ -119,11 +131,20 @@ impl Tcp {
     pub(super) fn waits_with_ack(&mut self, ctx: &Context<'_>, flow: u32) -> bool {
         let Self { slots, waiting, .. } = self;
         let super::Slot::Used(conn) = &mut slots[flow as usize] else { return false };
-        if let Some(owed) = conn.patience.owed {
+        let (trust, fin) = match conn.from_guest {
+            FromGuest::Open => (conn.patience.trust, 0),
+            FromGuest::Finishing | FromGuest::Done => (waiting.at_end, 1),
+        };
+        let may_wait = trust.earned() && is_small_request(conn);
+        if let Some(owed) = &mut conn.patience.owed {
+            if may_wait && owed.expected + fin == conn.expected {
+                // The end of what is waited with already.
+                owed.expected = conn.expected;
+            }
             return owed.expected == conn.expected && owed.until > ctx.now;
         }
         let is_full = waiting.flows.len() == WAITING_MAX && conn.patience.listed.is_none();
-        if is_full || !conn.patience.trust.earned() || !is_small_request(conn) {
+        if is_full || !may_wait {
             return false;
         }
         let until = ctx.now + WAIT;
@@ -171,17 +192,20 @@ impl Tcp {
                 self.waiting.flows.push_back((owed.until, flow));
                 continue;
             }
-            conn.patience.trust.on_no_answer();
-            self.waiting.trust.on_no_answer();
+            if conn.from_guest == FromGuest::Open {
+                conn.patience.trust.on_no_answer();
+                self.waiting.trust.on_no_answer();
+            } else {
+                self.waiting.at_end.on_no_answer();
+            }
             self.acknowledge_now(flow);
         }
     }
 }
 
-/// Less than a segment, and both halves are open.
+/// Less than a segment, and the half to the guest is open.
 fn is_small_request(conn: &Conn) -> bool {
     conn.expected.since(conn.acked) < u32::from(conn.mss)
-        && conn.from_guest == FromGuest::Open
         && conn.to_guest == ToGuest::Open
         && !conn.echo_congestion
 }

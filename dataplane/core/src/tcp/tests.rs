@@ -692,19 +692,48 @@ fn world_with_forward() -> (World, SocketId) {
 fn a_client_keeps_its_address_through_a_forward() {
     let (mut world, listener) = world_with_forward();
     let ops = world.accepted(listener, at("198.51.100.9:5555"), at("192.0.2.2:8081"));
-    let [Op::Adopt { socket, .. }] = ops[..] else { panic!("an adopt: {ops:?}") };
+    let [Op::Adopt { .. }] = ops[..] else { panic!("an adopt: {ops:?}") };
     let written = world.written.front().expect("a SYN").bytes.clone();
     let sliced = etherparse::SlicedPacket::from_ethernet(&written).expect("sound");
     let Some(etherparse::NetSlice::Ipv4(ip)) = sliced.net else { panic!("IPv4") };
     assert_eq!(ip.header().source_addr().octets(), [198, 51, 100, 9]);
+}
+
+/// A client of a forward to whom the guest has answered: what its SYN-ACK led to.
+fn answered_client() -> (Flow, Vec<Op>) {
+    let (mut world, listener) = world_with_forward();
+    let ops = world.accepted(listener, at("198.51.100.9:5555"), at("192.0.2.2:8081"));
+    let [Op::Adopt { socket, .. }] = ops[..] else { panic!("an adopt: {ops:?}") };
     let syn = got(&mut world);
     assert_eq!(syn.flags, SYN);
-    let answer = segment(9000, syn.seq + 1, SYN | ACK).options(&SYN_OPTIONS);
+    let host = syn.seq + 1;
+    let answer = segment(9000, host, SYN | ACK).options(&SYN_OPTIONS);
     let (guest, client) = (at("10.0.2.100:81"), at("198.51.100.9:5555"));
-    world.frame(&answer.frame(guest, client), VALID);
-    world.flush();
-    assert_eq!(got(&mut world).ack, 9001);
-    let _ = socket;
+    let mut ops = world.frame(&answer.frame(guest, client), VALID);
+    ops.extend(world.flush());
+    (Flow { world, socket, guest: 9001, host }, ops)
+}
+
+#[test]
+fn the_words_of_a_client_end_its_handshake() {
+    let (mut flow, ops) = answered_client();
+    assert!(matches!(ops[..], [Op::Peek { offset: 0, .. }]), "{ops:?}");
+    assert!(flow.world.written.is_empty(), "an acknowledgement goes with what the peek brings");
+    flow.peeked_then(b"question", PeekedThen::Empty);
+    let question = flow.got();
+    assert_eq!((question.ack, question.flags), (9001, ACK | PSH));
+    assert_eq!(question.payload, b"question");
+    assert!(flow.world.written.is_empty());
+    flow.world.shard.check();
+}
+
+#[test]
+fn a_client_that_says_nothing_is_connected_all_the_same() {
+    let (mut flow, _) = answered_client();
+    flow.world.input(Input::PeekEmpty { socket: flow.socket });
+    flow.world.flush();
+    let end = flow.got();
+    assert_eq!((end.ack, end.flags, end.payload.len()), (9001, ACK, 0));
 }
 
 #[test]

@@ -325,6 +325,7 @@ impl Tcp {
             return self.wait_for_window(ctx, flow);
         }
         conn.on_fin_sent();
+        self.on_answer(ctx, flow);
         let window = self.advertised(ctx, flow);
         let conn = self.conn_mut(flow);
         let header = conn.header(ctx.config, conn.next, FIN | ACK, window);

@@ -75,3 +75,62 @@ fn who_was_answered_has_no_deadline_any_more() {
     let (at, _) = flow.world.shard.next_deadline().expect("the acknowledgement that waits");
     assert_eq!(at.since(flow.world.now), Duration::from_millis(20));
 }
+
+/// A guest that ends its half of a new connection.
+fn ended_by_guest(world: World) -> Flow {
+    let mut flow = established_in(world);
+    flow.send(ACK | PSH | FIN, b"answer");
+    flow.sent(6);
+    flow
+}
+
+/// The host ends its half at once. How many frames the guest had got until then.
+fn ended_by_host(mut flow: Flow) -> (World, usize) {
+    let early = flow.world.written.len();
+    flow.world.written.clear();
+    flow.readable();
+    flow.world.input(Input::PeekEnd { socket: flow.socket });
+    flow.world.flush();
+    let fin = flow.got();
+    assert_eq!((fin.flags, fin.ack), (FIN | ACK, flow.guest));
+    flow.send(ACK, b"");
+    assert_eq!(flow.world.shard.flows().count(), 0);
+    flow.world.shard.check();
+    (flow.world, early)
+}
+
+#[test]
+fn where_hosts_end_as_soon_as_guests_their_end_takes_the_acknowledgement_along() {
+    let mut world = World::new();
+    for n in 0..5 {
+        let (same, early) = ended_by_host(ended_by_guest(world));
+        assert_eq!(early, usize::from(n < 2), "it has to be earned");
+        world = same;
+    }
+    let mut flow = established_in(world);
+    exchange(&mut flow);
+    flow.send(ACK | PSH, b"answer");
+    flow.sent(6);
+    flow.send(ACK | FIN, b"");
+    let (_, early) = ended_by_host(flow);
+    assert_eq!(early, 0, "the end of what waits with its acknowledgement already");
+}
+
+#[test]
+fn a_host_that_does_not_end_keeps_a_guest_waiting_once() {
+    let mut world = World::new();
+    for _ in 0..3 {
+        world = ended_by_host(ended_by_guest(world)).0;
+    }
+    let mut flow = ended_by_guest(world);
+    flow.world.pass(Duration::from_millis(19));
+    assert!(flow.world.written.is_empty());
+    flow.world.pass(Duration::from_millis(1));
+    assert_eq!(flow.got().ack, flow.guest);
+    world = ended_by_host(flow).0;
+    for _ in 0..16 {
+        let (same, early) = ended_by_host(ended_by_guest(world));
+        assert_eq!(early, 1, "not again for a while");
+        world = same;
+    }
+}

@@ -280,6 +280,7 @@ impl Tcp {
         assert_eq!(leases, self.kept.in_use(), "every kept lease is in one queue");
         assert_eq!(half_open, self.half_open, "half-open flows are counted");
         assert_eq!(bulk, self.bulk, "flows that send in bulk are counted");
+        self.waiting.check();
         owned
     }
 

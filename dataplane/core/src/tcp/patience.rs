@@ -21,7 +21,7 @@ use crate::time::Instant;
 /// How long: half of what Linux waits at least (`TCP_DELACK_MIN`).
 const WAIT: Duration = Duration::from_millis(20);
 
-/// Flows that wait at once; beyond it nobody waits.
+/// Waits that are listed at once; beyond it nobody waits.
 const WAITING_MAX: usize = 4_096;
 
 /// What flows have to earn, by quick answers, before their acknowledgements wait, and what they can.
@@ -64,13 +64,15 @@ pub(crate) struct Patience {
     /// The guest has sent something that was not answered yet, and when.
     asked: Option<Instant>,
     pub(super) owed: Option<Owed>,
-    /// Its place in the shard's list.
-    listed: Option<Instant>,
 }
 
 impl Patience {
     pub(super) fn is_waiting(&self) -> bool {
         self.owed.is_some()
+    }
+
+    fn waits_until(&self, at: Instant) -> bool {
+        self.owed.is_some_and(|owed| owed.until == at)
     }
 
     /// Something new came from the guest.
@@ -84,7 +86,8 @@ impl Patience {
     }
 }
 
-/// Who waits, in the order in which it ends.
+/// Who waits, in the order in which it ends: that in which it has begun. Who has been answered stays in the list until
+/// it is at the front.
 pub(super) struct Waiting {
     flows: VecDeque<(Instant, u32)>,
     /// What new flows begin with.
@@ -104,6 +107,10 @@ impl Waiting {
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.flows.front().map(|&(at, _)| at)
+    }
+
+    pub(super) fn check(&self) {
+        assert!(self.flows.iter().is_sorted_by_key(|&(at, _)| at), "the first is the next");
     }
 
     /// What a new flow has.
@@ -143,16 +150,12 @@ impl Tcp {
             }
             return owed.expected == conn.expected && owed.until > ctx.now;
         }
-        let is_full = waiting.flows.len() == WAITING_MAX && conn.patience.listed.is_none();
-        if is_full || !may_wait {
+        if waiting.flows.len() == WAITING_MAX || !may_wait {
             return false;
         }
         let until = ctx.now + WAIT;
         conn.patience.owed = Some(Owed { until, expected: conn.expected });
-        if conn.patience.listed.is_none() {
-            conn.patience.listed = Some(until);
-            waiting.flows.push_back((until, flow));
-        }
+        waiting.flows.push_back((until, flow));
         true
     }
 
@@ -161,13 +164,10 @@ impl Tcp {
         let Self { slots, waiting, .. } = self;
         while let Some(&(at, flow)) = waiting.flows.front() {
             // A slot may be another's by now.
-            if let super::Slot::Used(conn) = &mut slots[flow as usize]
-                && conn.patience.listed == Some(at)
+            if let super::Slot::Used(conn) = &slots[flow as usize]
+                && conn.patience.waits_until(at)
             {
-                if conn.patience.is_waiting() {
-                    return;
-                }
-                conn.patience.listed = None;
+                return;
             }
             waiting.flows.pop_front();
         }
@@ -180,16 +180,7 @@ impl Tcp {
         {
             self.waiting.flows.pop_front();
             let super::Slot::Used(conn) = &mut self.slots[flow as usize] else { continue };
-            if conn.patience.listed != Some(at) {
-                // The slot is another's by now.
-                continue;
-            }
-            conn.patience.listed = None;
-            let Some(owed) = conn.patience.owed else { continue };
-            if owed.until > ctx.now {
-                // That of another exchange.
-                conn.patience.listed = Some(owed.until);
-                self.waiting.flows.push_back((owed.until, flow));
+            if !conn.patience.waits_until(at) {
                 continue;
             }
             if conn.from_guest == FromGuest::Open {

@@ -398,8 +398,18 @@ const ATTEMPTS: &[(&str, bool, Attempt)] = &[
         let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
         call!(SYS_mmap, 0, 4096, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
     }),
+    ("take a core for itself", false, || {
+        call!(SYS_sched_setscheduler, 0, libc::SCHED_FIFO, &raw const PRIORITY)
+    }),
+    ("hold up another process", false, || {
+        let parent = Pid::parent().as_raw();
+        call!(SYS_sched_setscheduler, parent, libc::SCHED_BATCH, &raw const PRIORITY)
+    }),
     ("look for processes", false, || call!(SYS_pidfd_open, Pid::parent().as_raw(), 0)),
 ];
+
+/// That of classes without priorities.
+static PRIORITY: libc::sched_param = libc::sched_param { sched_priority: 0 };
 
 #[test]
 fn a_confined_process_can_do_nothing_of_what_an_intruder_tries() {
@@ -427,6 +437,9 @@ fn under_strict_whatever_is_not_in_the_list_ends_the_process() {
     assert_eq!(strict(see_file), Outcome::Killed(Signal::SIGSYS));
     assert_eq!(strict(open_file), Outcome::Failed(Errno::EPERM), "the C library tries it");
     assert_eq!(strict(|| call!(SYS_getpid)), Outcome::Succeeded);
+    let let_others_go_on =
+        || call!(SYS_sched_setscheduler, 0, libc::SCHED_BATCH, &raw const PRIORITY);
+    assert_eq!(strict(let_others_go_on), Outcome::Succeeded);
 }
 
 /// Lets a program find a system call refused with this error.

@@ -146,6 +146,10 @@ const OPTIONS: Alternatives = &[
     &[is(1, libc::IPPROTO_IPV6), is(2, libc::IPV6_MTU_DISCOVER)],
 ];
 
+/// The thread itself, interrupting others or not.
+const CLASSES: Alternatives =
+    &[&[is(0, 0), is(1, libc::SCHED_OTHER)], &[is(0, 0), is(1, libc::SCHED_BATCH)]];
+
 /// What is asked of descriptors: not to block, how much is queued, the number of an interface.
 const REQUESTS: Alternatives = &[
     &[is(1, libc::FIONBIO as i32)],
@@ -196,6 +200,7 @@ pub const LIST: &[Entry] = &[
     entry!(SYS_ppoll, rare("the C library of aarch64"), rare("the same"), rare("the same")),
     entry!(SYS_futex, rare("two threads meet"), NO, NO),
     entry!(SYS_sched_yield, rare("an event is looked for, or a lock is held"), NO, NO),
+    entry!(SYS_sched_setscheduler, rare("joined streams are fast"), NO, NO).only(CLASSES),
     entry!(SYS_clock_nanosleep, NO, rare("processes of the guest end in quick succession"), NO),
     entry!(SYS_restart_syscall, rare("stopped and continued"), rare("the same"), rare("the same")),
     entry!(SYS_clock_gettime, rare("a clock that the vDSO cannot read"), rare("the same"), rare("the same")),

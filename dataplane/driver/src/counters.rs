@@ -49,6 +49,8 @@ counters! {
     Turns = "driver_turns",
     /// Waits that ended without going to sleep.
     WaitsAwake = "driver_waits_awake",
+    /// Times that joined streams became so fast that the thread lets others go on (`SCHED_BATCH`).
+    Courtesies = "driver_courtesies",
     /// Frames with an impossible virtio-net header.
     BadVnetHeaders = "driver_bad_vnet_headers",
     /// Reads of the TAP that failed for another reason than that it is empty.

@@ -30,6 +30,7 @@ use crate::busy::BusyPoll;
 use crate::caps::Caps;
 use crate::connect::Promptness;
 use crate::counters::{Counter, Counters};
+use crate::courtesy::Courtesy;
 use crate::datagram::{Datagrams, ReceiveBatch, SEND_BATCH, SEND_BUFFERS, SendBatch};
 use crate::errqueue::ErrorQueue;
 use crate::exec::Outgoing;
@@ -42,6 +43,7 @@ use crate::runtime::Ended;
 use crate::setup::{DriverError, LinkKind, NamespaceSockets, Outbound};
 use crate::splice::Pipes;
 use crate::stream::{PeekRequest, Waste};
+use crate::sys;
 use crate::table::{Socket, Table};
 use crate::tap::Tap;
 use usernet_core::rules::Protocol;
@@ -142,6 +144,7 @@ pub(crate) struct Engine<B> {
     pub(crate) now: Instant,
     pub(crate) busy: BusyPoll,
     pub(crate) promptness: Promptness,
+    pub(crate) courtesy: Courtesy,
     events: Vec<Event>,
     /// Sockets that were left with something to read, to be taken up in the next turn.
     pub(crate) again: Vec<Token>,
@@ -204,6 +207,7 @@ impl<B: Backend> Engine<B> {
             now: clock(),
             busy: BusyPoll::new(busy_poll),
             promptness: Promptness::default(),
+            courtesy: Courtesy::new(sys::is_scheduled_as_usual()),
             events: Vec::with_capacity(256),
             again: Vec::new(),
             again_now: Vec::new(),
@@ -249,6 +253,7 @@ impl<B: Backend> Engine<B> {
         self.on_time();
         self.flush();
         self.settle();
+        self.be_courteous();
         Ok(None)
     }
 

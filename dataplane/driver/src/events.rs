@@ -300,7 +300,9 @@ impl<B: Backend> Engine<B> {
         let Some(Socket::Pair(pair)) = self.table.get(socket) else { return };
         let before = pair.moved();
         let pumped = pair.pump();
-        self.busy.on_moved((pair.moved() - before) as usize);
+        let moved = pair.moved() - before;
+        self.busy.on_moved(moved as usize);
+        self.courtesy.on_moved(moved);
         match pumped {
             Ok(Pumped::Waiting) => {}
             Ok(Pumped::More) => {

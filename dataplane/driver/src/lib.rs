@@ -23,6 +23,7 @@ mod capture;
 mod connect;
 mod control;
 mod counters;
+mod courtesy;
 mod datagram;
 pub mod detach;
 mod engine;

@@ -24,6 +24,22 @@ pub(crate) fn would_block(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
 }
 
+/// Whether this thread is scheduled as threads are (`sched_getscheduler(2)`), and not as its user has chosen.
+pub(crate) fn is_scheduled_as_usual() -> bool {
+    // SAFETY: no pointers. By number: one C library has but an error for this.
+    let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) };
+    policy == libc::c_long::from(libc::SCHED_OTHER)
+}
+
+/// Whether this thread, by being woken, interrupts who is running (`sched_setscheduler(2)`).
+pub(crate) fn schedule_as_batch(is_batch: bool) -> io::Result<()> {
+    let policy = if is_batch { libc::SCHED_BATCH } else { libc::SCHED_OTHER };
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameter is read, and no longer than the call takes.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &priority) };
+    check(result as libc::c_int).map(drop)
+}
+
 /// A nonblocking socket, not inherited.
 pub(crate) fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     let kind = kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;

@@ -18,6 +18,7 @@ const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 on_both_backends! {
     both_directions_of_a_connection_end_each_for_itself,
+    a_thread_that_joins_fast_streams_lets_others_go_on,
     a_server_of_the_other_family_is_found,
     a_port_without_a_server_resets_the_client,
     datagrams_find_their_way_there_and_back,
@@ -59,12 +60,19 @@ fn counter(guest: &Guest, name: &str) -> u64 {
     status.counters.iter().find(|(known, _)| *known == name).expect("a counter").1
 }
 
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+fn eventually(what: &str, is_so: impl FnMut() -> bool) {
+    assert!(becomes(is_so), "{what}");
+}
+
+fn becomes(mut is_so: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "{what}");
+        if start.elapsed() >= PATIENCE {
+            return false;
+        }
         thread::sleep(Duration::from_millis(5));
     }
+    true
 }
 
 fn both_directions_of_a_connection_end_each_for_itself(options: &Options) {
@@ -92,6 +100,23 @@ fn both_directions_of_a_connection_end_each_for_itself(options: &Options) {
         eventually("nothing is left", || guest.handle.flows().expect("running").is_empty());
     }
     assert_eq!((counter(&guest, "outward_connections"), counter(&guest, "outward_ended")), (2, 2));
+}
+
+fn a_thread_that_joins_fast_streams_lets_others_go_on(options: &Options) {
+    let guest = Guest::start(options);
+    let server = TcpListener::bind((V4, 0)).expect("a server");
+    let at = install(&guest, Protocol::Tcp, V4, server.local_addr().expect("bound").port());
+    let mut client = connect(&guest, at);
+    let (mut served, _) = server.accept().expect("the client");
+    let is_courteous = thread::scope(|scope| {
+        scope.spawn(|| io::copy(&mut served, &mut io::sink()));
+        // As fast as it goes, until the runtime ends.
+        scope.spawn(|| while client.write_all(&[7; 128 << 10]).is_ok() {});
+        let is_courteous = becomes(|| counter(&guest, "driver_courtesies") > 0);
+        guest.handle.stop();
+        is_courteous
+    });
+    assert!(is_courteous);
 }
 
 fn a_server_of_the_other_family_is_found(options: &Options) {

@@ -158,6 +158,8 @@ pub(crate) struct Conn {
     /// A `Peek` is outstanding: what it brings next has this sequence number. If that is not `next` any more, the
     /// position was given up and the bytes are dropped.
     pub(crate) peeking: Option<Seq>,
+    /// When the peek was asked for.
+    pub(crate) peeking_since: Instant,
     /// It sends in bulk: counted among those that share what may be in flight.
     pub(crate) is_bulk: bool,
     pub(crate) duplicate_acks: u8,
@@ -229,6 +231,7 @@ impl Conn {
             mss: MSS_MIN,
             is_readable: false,
             peeking: None,
+            peeking_since: Instant::ZERO,
             lingers: true,
             is_bulk: false,
             duplicate_acks: 0,

@@ -338,8 +338,9 @@ impl Tcp {
         if !conn.ack_now && conn.acked == conn.expected && !opens {
             return;
         }
-        if conn.peeking.is_some() && !opens {
-            // What the peek brings takes it along; if it brings nothing, its end comes here again.
+        if conn.peeking.is_some() && conn.peeking_since == ctx.now && !opens {
+            // What the peek brings takes it along; if it brings nothing, its end comes here again. One that has been
+            // under way for longer waits for a lease, perhaps in vain.
             return;
         }
         let may_wait = !conn.ack_now;

@@ -219,6 +219,7 @@ impl Tcp {
         let len = len.min(CHUNKS_PER_PEEK * chunk);
         let offset = conn.next.since(conn.queue_start);
         conn.peeking = Some(conn.next);
+        conn.peeking_since = ctx.now;
         ctx.op(Op::Peek { socket, offset, len, chunk });
     }
 

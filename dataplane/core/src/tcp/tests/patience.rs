@@ -134,3 +134,15 @@ fn a_host_that_does_not_end_keeps_a_guest_waiting_once() {
         world = same;
     }
 }
+
+#[test]
+fn a_peek_that_waits_for_a_lease_keeps_no_acknowledgement_back() {
+    let mut flow = established();
+    exchange(&mut flow);
+    flow.readable();
+    flow.send(ACK | PSH, b"one");
+    assert!(flow.world.written.is_empty(), "the peek may bring an answer");
+    flow.world.pass(Duration::from_micros(10));
+    flow.send(ACK | PSH, b"two");
+    assert_eq!(flow.got().ack, flow.guest);
+}

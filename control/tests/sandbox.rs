@@ -398,12 +398,12 @@ const ATTEMPTS: &[(&str, bool, Attempt)] = &[
         let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
         call!(SYS_mmap, 0, 4096, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
     }),
-    ("take a core for itself", false, || {
-        call!(SYS_sched_setscheduler, 0, libc::SCHED_FIFO, &raw const PRIORITY)
+    ("be scheduled in another class", false, || {
+        call!(SYS_sched_setscheduler, 0, libc::SCHED_IDLE, &raw const PRIORITY)
     }),
-    ("hold up another process", false, || {
-        let parent = Pid::parent().as_raw();
-        call!(SYS_sched_setscheduler, parent, libc::SCHED_BATCH, &raw const PRIORITY)
+    ("schedule a process by its number", false, || {
+        let number = Pid::this().as_raw();
+        call!(SYS_sched_setscheduler, number, libc::SCHED_BATCH, &raw const PRIORITY)
     }),
     ("look for processes", false, || call!(SYS_pidfd_open, Pid::parent().as_raw(), 0)),
 ];

@@ -418,7 +418,8 @@ fn connect(address: SocketAddr) -> Outcome {
 fn ask(socket: &str, request: &str) -> Outcome {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    writeln!(stream, "{request}")?;
+    // In one write: slirp4netns answers and closes as soon as the object is whole, and a second write finds it gone.
+    stream.write_all(format!("{request}\n").as_bytes())?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     print!("{line}");

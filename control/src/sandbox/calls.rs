@@ -131,6 +131,7 @@ const OPTIONS: Alternatives = &[
     &[is(1, libc::SOL_SOCKET), is(2, libc::SO_BINDTODEVICE)],
     &[is(1, libc::IPPROTO_TCP), is(2, libc::TCP_NODELAY)],
     &[is(1, libc::IPPROTO_TCP), is(2, usernet_driver::TCP_INQ)],
+    &[is(1, libc::IPPROTO_TCP), is(2, libc::TCP_CONGESTION)],
     &[is(1, libc::SOL_UDP), is(2, libc::UDP_GRO)],
     &[is(1, libc::IPPROTO_IP), is(2, libc::IP_RECVTTL)],
     &[is(1, libc::IPPROTO_IP), is(2, libc::IP_RECVTOS)],

@@ -106,10 +106,22 @@ impl From<SocketAddr> for SockAddr {
 
 /// The local address of a socket.
 pub(crate) fn local_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    address_by(libc::getsockname, fd)
+}
+
+/// The address that a socket is connected to.
+pub(crate) fn peer_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    address_by(libc::getpeername, fd)
+}
+
+type AddressCall =
+    unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
+
+fn address_by(call: AddressCall, fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     let mut address = SockAddr::empty();
     let (pointer, len) = (address.as_mut_ptr(), &raw mut address.len);
     // SAFETY: both point into `address`, which has room for `len` bytes.
-    let done = unsafe { libc::getsockname(fd.as_raw_fd(), pointer, len) };
+    let done = unsafe { call(fd.as_raw_fd(), pointer, len) };
     crate::sys::check(done)?;
     address.get().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
 }

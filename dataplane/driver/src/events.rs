@@ -4,6 +4,7 @@ use std::io;
 
 use usernet_core::{Input, LocalId, SocketId};
 
+use crate::address::peer_address;
 use crate::backend::{Backend, Event, Ready, Token};
 use crate::counters::Counter;
 use crate::datagram::{RECEIVE_BATCH, RECEIVE_FIRST};
@@ -271,7 +272,7 @@ impl<B: Backend> Engine<B> {
         let Some(Socket::Pair(pair)) = self.table.get(socket) else { return };
         let connected = pair.take_error(Side::Server);
         // A late event of a server that was tried before under the same id says nothing about this one.
-        if connected.is_ok() && !sys::has_peer(pair.server_fd()) {
+        if connected.is_ok() && peer_address(pair.server_fd()).is_err() {
             return;
         }
         let accepted = pair.accepted;

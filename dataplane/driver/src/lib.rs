@@ -38,6 +38,7 @@ mod listen;
 mod locals;
 pub mod mailbox;
 pub mod namespace;
+mod pacing;
 pub mod retry;
 mod runtime;
 pub mod setup;

@@ -17,6 +17,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use usernet_core::AcceptedId;
 use usernet_core::op::Namespace;
 
+use crate::pacing::Pacing;
 use crate::sys;
 
 /// Bytes moved per direction and turn.
@@ -100,6 +101,8 @@ struct Direction {
     bytes: u64,
     /// A turn was not enough.
     is_bulk: bool,
+    /// Of the sink.
+    pacing: Pacing,
 }
 
 impl Direction {
@@ -113,6 +116,7 @@ impl Direction {
             is_shut: false,
             bytes: 0,
             is_bulk: false,
+            pacing: Pacing::default(),
         }
     }
 
@@ -163,6 +167,7 @@ impl Direction {
             Ok(bytes) => {
                 self.buffered -= bytes;
                 self.bytes += bytes as u64;
+                self.pacing.on_sent(sink, bytes);
                 Ok(bytes > 0)
             }
             Err(error) if sys::would_block(&error) => {

@@ -25,6 +25,7 @@ use crate::address::SockAddr;
 use crate::arena::{Arena, LARGE_ROOM};
 use crate::control::Control;
 use crate::held::{Held, Look, READ_MOST};
+use crate::pacing::Pacing;
 use crate::retry::Patience;
 use crate::setup::Outbound;
 use crate::sys;
@@ -119,6 +120,7 @@ pub(crate) struct Stream {
     is_empty: bool,
     /// The core has been told of the end of the stream: it will not peek again.
     pub(crate) end_was_told: bool,
+    pacing: Pacing,
     /// A send that waits; allocated when it first happens.
     pub(crate) parked: Option<Box<Parked>>,
 }
@@ -170,6 +172,7 @@ impl Stream {
             count: Count::After(COUNT_AFTER),
             is_empty: false,
             end_was_told: false,
+            pacing: Pacing::default(),
             parked: None,
         };
         // The guest has cut and delayed its segments already; a keep-alive finds dead peers as the host would;
@@ -203,7 +206,7 @@ impl Stream {
     }
 
     /// Sends the spans in one call. At least one byte, or an error; `WouldBlock` where there is no room.
-    pub(crate) fn send(&self, arena: &Arena, run: &[Span]) -> io::Result<usize> {
+    pub(crate) fn send(&mut self, arena: &Arena, run: &[Span]) -> io::Result<usize> {
         const EMPTY: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         let mut buffers = [EMPTY; GATHER_MAX];
         let count = run.len().min(GATHER_MAX);
@@ -211,7 +214,9 @@ impl Stream {
             *buffer = arena.iovec(span);
         }
         // SAFETY: the spans lie in leases that the core keeps until the send has completed.
-        unsafe { sys::send(self.fd(), &buffers[..count]) }
+        let sent = unsafe { sys::send(self.fd(), &buffers[..count]) }?;
+        self.pacing.on_sent(self.fd.as_fd(), sent);
+        Ok(sent)
     }
 
     fn is_reading(&self) -> bool {

@@ -98,14 +98,6 @@ pub(crate) fn take_error(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Whether a TCP socket is, or was, connected.
-pub(crate) fn has_peer(fd: BorrowedFd<'_>) -> bool {
-    let mut peer = SockAddr::empty();
-    let (pointer, len) = (peer.as_mut_ptr(), ptr::from_mut(peer.len_mut()));
-    // SAFETY: both pointers are into `peer`, which has room for `len` bytes.
-    check(unsafe { libc::getpeername(fd.as_raw_fd(), pointer, len) }).is_ok()
-}
-
 /// The next close sends RST (`SO_LINGER` 0).
 pub(crate) fn reset_on_close(fd: BorrowedFd<'_>) -> io::Result<()> {
     let value = libc::linger { l_onoff: 1, l_linger: 0 };

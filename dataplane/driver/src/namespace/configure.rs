@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
+    RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use super::message::{Failure, Step};
 use super::netlink::Rtnetlink;
 use super::{Request, Route, tunnels};
+use crate::pacing;
 
 /// `lo` is the first device of every namespace (`loopback_net_init` in drivers/net/loopback.c asserts it).
 const LOOPBACK_INDEX: u32 = 1;
@@ -32,6 +33,10 @@ pub(super) fn configure(request: &Request) -> Result<Vec<String>, Failure> {
     if request.configure {
         warnings = set_addresses(&mut netlink, request, index)?;
         set_further(&mut netlink, request, index, &mut warnings);
+        if pacing::is_default_here() {
+            // It costs throughput only.
+            let _ = unpace(&mut netlink, index);
+        }
     }
     tunnels::configure(&mut netlink, &request.tunnels, &mut warnings)?;
     // Last, because it is all that would stay behind if another step failed: the devices vanish with their descriptors,
@@ -147,6 +152,42 @@ fn set_further(netlink: &mut Rtnetlink, request: &Request, index: u32, warnings:
             Err(errno) => warnings
                 .push(format!("the namespace goes without the route to {to}/{len}: {errno}")),
         }
+    }
+}
+
+/// Has TCP over the device go without pacing ([`pacing`]), as `ip route change … congctl reno` does it: such connections end at
+/// us, and the path behind us is the matter of the host's sockets.
+fn unpace(netlink: &mut Rtnetlink, index: u32) -> nix::Result<()> {
+    let mut routes = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut all = RouteMessage::default();
+        all.header.address_family = family;
+        netlink.dump(RouteNetlinkMessage::GetRoute(all), |route| {
+            if let RouteNetlinkMessage::NewRoute(route) = route
+                && route.header.kind == RouteType::Unicast
+                && route.attributes.contains(&RouteAttribute::Oif(index))
+            {
+                routes.push(route);
+            }
+        })?;
+    }
+    for mut route in routes {
+        // What the kernel knows of its use, and says in dumps only.
+        route.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
+        let congestion = RouteMetric::CcAlgo(pacing::UNPACED.to_owned());
+        match route.attributes.iter_mut().find_map(metrics) {
+            Some(metrics) => metrics.push(congestion),
+            None => route.attributes.push(RouteAttribute::Metrics(vec![congestion])),
+        }
+        netlink.change(RouteNetlinkMessage::NewRoute(route), NLM_F_REPLACE)?;
+    }
+    Ok(())
+}
+
+fn metrics(attribute: &mut RouteAttribute) -> Option<&mut Vec<RouteMetric>> {
+    match attribute {
+        RouteAttribute::Metrics(metrics) => Some(metrics),
+        _ => None,
     }
 }
 

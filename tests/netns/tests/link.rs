@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use usernet_lab::{Daemon, Lab, on_both_backends, wait_until, wan_addresses};
 
 /// What udhcpc calls with a lease.
@@ -37,6 +38,31 @@ on_both_backends! {
         for part in ["mtu 9000", "10.9.0.100/16", "default via 10.9.0.2"] {
             assert!(link.contains(part), "{part}: {link}");
         }
+    }
+
+    fn what_ten_thousand_connections_ask_at_once_waits_in_the_device(backend) needs ["ip", "ping", "socat"] {
+        let lab = Lab::new();
+        let guest = lab.guest();
+        let _server = lab.host().serve(&["0.0.0.0:7000"]);
+        let daemon = Daemon::start(&lab, &guest, backend, &[]);
+        // The gateway's Ethernet address is known from here on.
+        guest.run(&["ping", "-c", "1", "10.0.2.2"]).ok();
+        daemon.signal(Signal::SIGSTOP);
+        let send = guest.sh("head -c 10000 /dev/zero | socat -u -b 1 - UDP:192.0.2.1:7000");
+        daemon.signal(Signal::SIGCONT);
+        assert!(send.is_ok(), "{send}");
+        let mut statistics = String::new();
+        let sent = |statistics: &str, what: &str| {
+            let parsed: serde_json::Value = serde_json::from_str(statistics).expect("JSON");
+            parsed[0]["stats64"]["tx"][what].as_u64().expect("a count")
+        };
+        // A frame counts as sent once the daemon has read it.
+        let are_read = wait_until(Duration::from_secs(20), || {
+            statistics = guest.run(&["ip", "-j", "-s", "link", "show", "tap0"]).ok();
+            sent(&statistics, "packets") >= 10_000
+        });
+        assert!(are_read, "{statistics}");
+        assert_eq!(sent(&statistics, "dropped"), 0, "{statistics}");
     }
 
     fn udhcpc_configures_the_guest(backend) needs ["udhcpc"] {

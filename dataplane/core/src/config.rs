@@ -220,8 +220,8 @@ pub struct Limits {
     pub kept_bytes: u32,
     /// The TCP window towards the guest, in bytes.
     pub window_bytes: u32,
-    /// Unacknowledged bytes in flight to the guest, per flow. More than two flows that send in bulk share twice as
-    /// many.
+    /// Unacknowledged bytes in flight to the guest, per flow. Three to eight that send in bulk share as many, more than sixteen
+    /// twice as many.
     pub in_flight_bytes: u32,
     /// Datagrams under reassembly.
     pub reassemblies: u32,

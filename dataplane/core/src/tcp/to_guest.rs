@@ -194,8 +194,8 @@ impl Tcp {
     }
 
     /// Bytes that a flow may have in flight. What is in flight waits in the guest's queues, and who has most there gets
-    /// most: with a share each, they come out even. Larger ones leave four flows of bbr at 0.72 to 0.95 (Jain), smaller ones
-    /// cost sixteen a tenth of their throughput (`bench/RESULTS.md`).
+    /// most: with a share each, they come out even. Larger ones leave four flows of bbr at 0.63 to 0.95 (Jain) in most runs,
+    /// smaller ones cost sixteen a tenth of their throughput (`bench/RESULTS.md`).
     fn in_flight_max(&self, ctx: &Context<'_>) -> u32 {
         let limit = ctx.config.limits.in_flight_bytes;
         if self.bulk <= FULL_SHARES {

@@ -323,6 +323,7 @@ impl Control {
             netns: netns.clone(),
             tap: tap.clone(),
             backend: backend_name(now.backend).to_owned(),
+            io_uring_denied: now.caps.io_uring_denied.clone(),
             mtu: config.mtu,
             ipv4: network4(config),
             ipv6: network6(config),

@@ -427,8 +427,41 @@ fn without_io_uring_it_falls_back_unless_that_was_asked_for() {
         command.arg("--api-socket").arg(&socket);
         deny_io_uring(&mut command);
         let daemon = Daemon::start(command, socket);
-        assert_eq!(daemon.client().status().unwrap().backend, "epoll");
+        let status = daemon.client().status().unwrap();
+        assert_eq!(status.backend, "epoll");
+        assert!(status.io_uring_denied.starts_with("io_uring_setup: "), "{status:?}");
     }
+}
+
+/// A user's rings share the locked memory of that user; root's are not counted.
+#[test]
+fn a_ring_beyond_the_locked_memory_of_a_user_is_told_as_that() {
+    use nix::sys::resource::{Resource, setrlimit};
+    let account = Account::ordinary();
+    let guest = Guest::new(&account);
+    let limited = |options: &str, bytes: u64| {
+        let mut command = guest.usernetd(options);
+        let limit = move || setrlimit(Resource::RLIMIT_MEMLOCK, bytes, bytes).map_err(Into::into);
+        // SAFETY: the closure makes one system call and allocates nothing.
+        unsafe { command.pre_exec(limit) };
+        command
+    };
+    let reason = "RLIMIT_MEMLOCK (ulimit -l) is used up";
+    assert_refused(&mut limited("--backend io-uring", 4_096), 1, &[reason]);
+    let status = |bytes| {
+        let socket = account.home.join(format!("s{bytes}"));
+        let mut command = limited("", bytes);
+        command.arg("--api-socket").arg(&socket);
+        let status = Daemon::start(command, socket).client().status().unwrap();
+        eventually("the device is gone", || !guest.devices().contains("tap0"));
+        status
+    };
+    let denied = status(4_096);
+    assert_eq!(denied.backend, "epoll");
+    assert!(denied.io_uring_denied.ends_with(reason), "{denied:?}");
+    // What a kernel lets everybody have; the other tests here have rings of the same user.
+    let enough = status(8 << 20);
+    assert_eq!((&*enough.backend, &*enough.io_uring_denied), ("io-uring", ""));
 }
 
 #[test]

@@ -274,6 +274,9 @@ pub struct Status {
     pub tap: String,
     /// `io-uring` or `epoll`.
     pub backend: String,
+    /// Why it is not io_uring; empty if it is, or was not to be.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub io_uring_denied: String,
     /// The link's MTU.
     pub mtu: u16,
     /// IPv4 on the link.

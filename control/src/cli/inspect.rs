@@ -154,7 +154,7 @@ fn status_text(instance: &Instance, status: &Status) -> String {
         ("usernetd", format!("{}, process {}", status.usernetd, status.pid)),
         ("up for", span(status.uptime_ms)),
         ("namespace", status.netns.clone()),
-        ("device", format!("{}, MTU {}, {}", status.tap, status.mtu, status.backend)),
+        ("device", device_text(status)),
         ("workers", status.workers.len().max(1).to_string()),
         ("IPv4", network_text(status.ipv4)),
         ("IPv6", network_text(status.ipv6)),
@@ -207,6 +207,16 @@ fn tunnel_text(tunnel: &TunnelStatus) -> String {
         ));
     }
     text
+}
+
+fn device_text(status: &Status) -> String {
+    let Status { tap, mtu, backend, io_uring_denied, .. } = status;
+    let text = format!("{tap}, MTU {mtu}, {backend}");
+    if io_uring_denied.is_empty() {
+        text
+    } else {
+        format!("{text} (no io_uring: {io_uring_denied})")
+    }
 }
 
 fn sandbox_text(sandbox: &Report) -> String {

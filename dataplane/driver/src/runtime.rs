@@ -173,7 +173,9 @@ fn ring(choice: BackendChoice) -> Result<Result<Uring, String>, DriverError> {
     match Uring::new() {
         Ok(ring) => Ok(Ok(ring)),
         Err((what, error)) => {
-            let reason = format!("{what}: {error}");
+            let is_full = error.raw_os_error() == Some(libc::ENOMEM);
+            let hint = if is_full { "; RLIMIT_MEMLOCK (ulimit -l) is used up" } else { "" };
+            let reason = format!("{what}: {error}{hint}");
             match choice {
                 BackendChoice::IoUring => Err(DriverError::IoUring { reason }),
                 BackendChoice::Auto | BackendChoice::Epoll => Ok(Err(reason)),

@@ -41,8 +41,10 @@ use crate::tap::Tap;
 /// Entries of the submission queue. When it is full it is submitted.
 const SUBMISSIONS: u32 = 256;
 
-/// Entries of the completion queue: a poll that finds it full has to be started again.
-const COMPLETIONS: u32 = 8_192;
+/// Entries of the completion queue: a poll that finds it full has to be started again, which with 10,000 busy flows makes no
+/// difference. The queues count as locked memory of the user's, for all processes together (`RLIMIT_MEMLOCK`: 8 MiB,
+/// and 64 KiB before Linux 5.16), unless there is `CAP_IPC_LOCK`: these are 56 KiB, so 146 daemons have a ring.
+const COMPLETIONS: u32 = 2_048;
 
 /// Leases that lie ready for frames, at most: enough for a burst of small ones.
 const BUFFERS: u16 = 64;
@@ -463,6 +465,21 @@ mod tests {
             let written = writer.write(b"!").map_err(|error| error.kind());
             assert_eq!(written, Err(io::ErrorKind::BrokenPipe), "pipe {index} has a reader");
         }
+    }
+
+    #[test]
+    fn the_queues_fit_the_locked_memory_of_a_user() {
+        let ring = setup().expect("a ring");
+        let entries = ring.params().sq_entries();
+        // io_uring_setup(2): the entries to submit in one mapping, and in another one their order, what has been completed, and
+        // where each queue begins and ends, which is less than a page.
+        let submissions = entries as usize * size_of::<squeue::Entry>();
+        let order = entries as usize * size_of::<u32>();
+        let completions = ring.params().cq_entries() as usize * size_of::<cqueue::Entry>();
+        let provided = usize::from(BUFFERS) * 16;
+        let mappings = [submissions, order + completions + 320, provided];
+        let locked: usize = mappings.iter().map(|bytes| bytes.next_multiple_of(4_096)).sum();
+        assert!(locked <= 64 << 10, "{locked} bytes of locked memory");
     }
 
     #[test]

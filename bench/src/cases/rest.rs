@@ -1,5 +1,6 @@
 //! What a contender costs when nothing happens, and with many flows.
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -12,8 +13,10 @@ use crate::contender::Contender;
 use crate::cpu;
 use crate::session::{Joined, Session};
 
-/// Where the server for many connections is.
-const MANY: &str = "192.0.2.1:7100";
+/// The first port of the server for many connections. Each session has its own: a host has 28,000 ports for one server, and
+/// those of the connections of whoever had a turn before are not free again within a minute (`TIME_WAIT`).
+const PORT_FIRST: u16 = 7100;
+static SESSIONS: AtomicU16 = AtomicU16::new(0);
 /// How long connections may take until all of them are there, and in a smoke test.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PATIENCE_QUICK: Duration = Duration::from_secs(8);
@@ -54,7 +57,9 @@ pub(crate) fn many(
     }
     wake_ups(&session, effort, collector);
     let helper = lab.program("usernet-lab");
-    let _server = lab.host().spawn(&[&helper, "many", "serve", MANY]).wait_for("ready");
+    let port = PORT_FIRST + SESSIONS.fetch_add(1, Ordering::Relaxed) % 1_000;
+    let address = format!("{}:{port}", usernet_lab::WAN4);
+    let _server = lab.host().spawn(&[&helper, "many", "serve", &address]).wait_for("ready");
     let guest = session.client();
     let memory = |collector: &mut Collector<'_>, id, label: &str, client: Running| {
         let metric = Metric::cost(id, label, "MiB");
@@ -70,9 +75,9 @@ pub(crate) fn many(
             Err(why) => collector.fail(label, why),
         }
     };
-    let idle = guest.spawn(&[&helper, "many", "hold", MANY, "10000"]);
+    let idle = guest.spawn(&[&helper, "many", "hold", &address, "10000"]);
     memory(collector, "rest.memory.10000", "memory, 10,000 idle flows", idle);
-    let busy = guest.spawn(&[&helper, "many", "busy", MANY, "1000", "16384"]);
+    let busy = guest.spawn(&[&helper, "many", "busy", &address, "1000", "16384"]);
     memory(collector, "rest.memory.1000-busy", "memory, 1,000 busy flows", busy);
     drop(session);
     if !effort.is_quick && collector.round == 0 {

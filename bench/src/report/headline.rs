@@ -35,8 +35,12 @@ pub(crate) fn svg(results: &Results) -> Result<String, String> {
     if cases.is_empty() {
         return Err("none of the headline's cases was measured".to_owned());
     }
-    let contenders: Vec<&Participant> =
-        results.with_role(Role::Own).take(1).chain(results.with_role(Role::Peer)).collect();
+    // Peers of tunnels alone are not in any of them.
+    let is_in = |peer: &&Participant| {
+        cases.iter().any(|(metric, _)| results.middle(&peer.name, metric).is_some())
+    };
+    let peers = results.with_role(Role::Peer).filter(is_in);
+    let contenders: Vec<&Participant> = results.with_role(Role::Own).take(1).chain(peers).collect();
     let block = contenders.len() as f64 * ROW + GAP;
     let height = TOP + block * cases.len() as f64 + 22.0;
     let mut svg = Svg::new(WIDTH, height, "usernetd and its peers");
@@ -112,6 +116,14 @@ mod tests {
         let svg = svg(&example()).expect("one case was measured");
         assert!(svg.contains("TCP to the host, MTU 1500") && svg.contains(">8.00</text>"), "{svg}");
         assert!(!svg.contains("MTU 65520"), "{svg}");
+    }
+
+    #[test]
+    fn a_peer_of_none_of_its_cases_is_left_out() {
+        let mut results = example();
+        results.findings.samples.retain(|sample| sample.contender != "pasta");
+        let svg = svg(&results).expect("one case was measured");
+        assert!(!svg.contains("pasta") && svg.contains("slirp4netns"), "{svg}");
     }
 
     #[test]

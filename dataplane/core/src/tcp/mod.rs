@@ -85,6 +85,9 @@ pub(crate) struct Tcp {
     half_open: u32,
     /// Flows that send in bulk to the guest.
     bulk: u32,
+    /// The most of them lately, and when it was.
+    shares: u32,
+    shares_at: Instant,
     /// When the table was last asked, for the flows' idle times.
     now: Instant,
 }
@@ -105,6 +108,8 @@ impl Tcp {
             dirty: Vec::with_capacity(flows),
             half_open: 0,
             bulk: 0,
+            shares: 0,
+            shares_at: Instant::ZERO,
             now: Instant::ZERO,
         }
     }

@@ -432,9 +432,9 @@ fn flows_that_send_in_bulk_share_what_may_be_in_flight() {
         };
         assert!(near(bytes, share), "flow {port} has {bytes} of {share}");
     }
-    // They acknowledge all and have nothing more: the next one is alone.
-    for (port, (_, ack)) in &fills {
-        let guest = SocketAddr::new(at(GUEST).ip(), *port);
+    // They acknowledge all and have nothing more: the next one is alone, and known to be so after a while.
+    let rest = |world: &mut World, port: u16, ack: &Sent| {
+        let guest = SocketAddr::new(at(GUEST).ip(), port);
         world.frame(&ack.frame(guest, at(REMOTE)), VALID);
         for op in world.flush() {
             if let Op::Peek { socket, .. } = op {
@@ -442,7 +442,14 @@ fn flows_that_send_in_bulk_share_what_may_be_in_flight() {
             }
         }
         world.flush();
+    };
+    for (port, (_, ack)) in &fills {
+        rest(&mut world, *port, ack);
     }
+    let (bytes, ack) = filled(&mut world, 98);
+    assert!(near(bytes, 2 * limit / 20), "the others may go on at once: {bytes} of {limit}");
+    rest(&mut world, 98, &ack);
+    world.pass(Duration::from_millis(100));
     let (bytes, _) = filled(&mut world, 99);
     assert!(near(bytes, limit), "alone it has {bytes} of {limit}");
 }

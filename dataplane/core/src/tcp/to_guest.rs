@@ -1,5 +1,7 @@
 //! The half to the guest: bytes are peeked at, sent within the guest's window, consumed when acknowledged.
 
+use core::time::Duration;
+
 use super::Tcp;
 use super::conn::{State, Timer, ToGuest};
 use super::handshake::emit;
@@ -23,6 +25,9 @@ const BULK: u32 = 16 << 10;
 const FULL_SHARES: u32 = 2;
 /// More share what one of them had; more than these have as much each as these, until it is twice as much all together.
 const EVEN_SHARES: u32 = 8;
+/// How long a share is kept for a flow that has nothing in flight: a host's program that writes to several sockets in turn
+/// leaves each of them without anything for a moment, and what the others took meanwhile would stay ahead of it.
+const SHARES_LAST: Duration = Duration::from_millis(100);
 
 impl Tcp {
     /// The acknowledgement and window of a segment. Whether the segment is acceptable.
@@ -196,13 +201,16 @@ impl Tcp {
     /// Bytes that a flow may have in flight. What is in flight waits in the guest's queues, and who has most there gets
     /// most: with a share each, they come out even. Larger ones leave four flows of bbr at 0.63 to 0.95 (Jain) in most runs,
     /// smaller ones cost sixteen a tenth of their throughput (`bench/RESULTS.md`).
-    fn in_flight_max(&self, ctx: &Context<'_>) -> u32 {
+    fn in_flight_max(&mut self, ctx: &Context<'_>) -> u32 {
         let limit = ctx.config.limits.in_flight_bytes;
-        if self.bulk <= FULL_SHARES {
+        if self.bulk >= self.shares || ctx.now.since(self.shares_at) >= SHARES_LAST {
+            (self.shares, self.shares_at) = (self.bulk, ctx.now);
+        }
+        if self.shares <= FULL_SHARES {
             return limit;
         }
-        let all_together = (2 * u64::from(limit) / u64::from(self.bulk)) as u32;
-        all_together.min(limit / self.bulk.min(EVEN_SHARES))
+        let all_together = (2 * u64::from(limit) / u64::from(self.shares)) as u32;
+        all_together.min(limit / self.shares.min(EVEN_SHARES))
     }
 
     /// Peeks at what the window has room for, at most `limit` bytes; waits with a timer where it has none.

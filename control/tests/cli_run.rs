@@ -1,8 +1,9 @@
 //! `usernet run`: the command's view, its end, and what is left.
 
+use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::{Pid, geteuid};
 use usernet_control_tests::{Account, Running, eventually, is_alive, status, stderr, stdout};
 use usernet_lab::skip::skip_this;
@@ -85,13 +86,21 @@ fn two_run_at_once_in_namespaces_of_their_own() {
 #[test]
 fn signals_reach_the_command() {
     for account in Account::each() {
-        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
-            let name = signal.as_str().trim_start_matches("SIG");
+        for sent in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
+            let name = sent.as_str().trim_start_matches("SIG");
             let script =
                 format!("trap 'echo caught; exit 5' {name}; echo up; while :; do sleep 0.01; done");
-            let mut run = Running::start(&mut account.run_script("", &script));
+            let mut command = account.run_script("", &script);
+            // Under nohup(1), or in the background of a script, some are ignored, and no shell traps what it was started without.
+            let heed = move || {
+                // SAFETY: it installs no handler.
+                unsafe { signal(sent, SigHandler::SigDfl) }.map(drop).map_err(Into::into)
+            };
+            // SAFETY: one system call, and nothing is allocated.
+            unsafe { command.pre_exec(heed) };
+            let mut run = Running::start(&mut command);
             assert_eq!(run.line(), "up");
-            run.signal(signal);
+            run.signal(sent);
             assert_eq!(run.line(), "caught");
             assert_eq!(run.wait().code(), Some(5));
         }

@@ -448,6 +448,7 @@ fn a_ring_beyond_the_locked_memory_of_a_user_is_told_as_that() {
     };
     let reason = "RLIMIT_MEMLOCK (ulimit -l) is used up";
     assert_refused(&mut limited("--backend io-uring", 4_096), 1, &[reason]);
+    eventually("the device is gone", || !guest.devices().contains("tap0"));
     let status = |bytes| {
         let socket = account.home.join(format!("s{bytes}"));
         let mut command = limited("", bytes);

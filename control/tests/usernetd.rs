@@ -465,6 +465,24 @@ fn a_ring_beyond_the_locked_memory_of_a_user_is_told_as_that() {
     assert_eq!((&*enough.backend, &*enough.io_uring_denied), ("io-uring", ""));
 }
 
+/// Its tables are reserved for 65,536 flows, of which a guest at rest has none: what they need is there when it is used.
+#[test]
+fn at_rest_it_has_touched_none_of_its_tables() {
+    let account = Account::ordinary();
+    let guest = Guest::new(&account);
+    let socket = account.home.join("s");
+    let mut command = guest.usernetd("");
+    command.arg("--api-socket").arg(&socket);
+    let daemon = Daemon::start(command, socket);
+    daemon.client().status().expect("it runs");
+    let smaps = format!("/proc/{}/smaps_rollup", daemon.process.pid());
+    let smaps = fs::read_to_string(smaps).unwrap();
+    let anonymous = smaps.lines().find_map(|line| line.strip_prefix("Anonymous:")).unwrap();
+    let kib: u32 = anonymous.trim().trim_end_matches(" kB").parse().unwrap();
+    // Relocations, heap and stacks are 700 to 800.
+    assert!(kib < 1_100, "{kib} KiB of anonymous memory");
+}
+
 #[test]
 fn forwards_change_while_it_runs_all_or_nothing() {
     for account in Account::each() {

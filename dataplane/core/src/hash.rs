@@ -3,7 +3,7 @@
 use core::hash;
 use core::net::SocketAddr;
 
-/// Builds hashers for [`hashbrown`] tables.
+/// Builds hashers for [`Index`](crate::index::Index).
 pub(crate) type Hasher = foldhash::quality::FixedState;
 
 /// A hasher for one table; `seed` is [`Config::seed`](crate::Config).

@@ -30,6 +30,7 @@ mod context;
 mod datagram;
 mod dns;
 mod hash;
+mod index;
 mod neighbors;
 mod outward;
 mod ownership;

@@ -9,9 +9,8 @@
 use alloc::vec::Vec;
 use core::hash::{BuildHasher, Hash};
 
-use hashbrown::HashTable;
-
 use crate::hash::{Hasher, hasher};
+use crate::index::Index;
 
 /// No entry.
 const NONE: u32 = u32::MAX;
@@ -28,7 +27,7 @@ struct Slot<K, V> {
 /// See the [module](self).
 pub(crate) struct Table<K, V> {
     slots: Vec<Slot<K, V>>,
-    index: HashTable<u32>,
+    index: Index,
     hasher: Hasher,
     limit: u32,
     free: u32,
@@ -40,9 +39,7 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
     pub(crate) fn new(limit: u32, seed: u64) -> Self {
         Self {
             slots: Vec::with_capacity(limit as usize),
-            // Twice the limit: a table that is at most half full cleans up after removals in place, where a
-            // fuller one would allocate.
-            index: HashTable::with_capacity(2 * limit as usize),
+            index: Index::new(limit),
             hasher: hasher(seed),
             limit,
             free: NONE,
@@ -52,11 +49,11 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
     }
 
     pub(crate) fn len(&self) -> u32 {
-        self.index.len() as u32
+        self.index.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.index.is_empty()
+        self.len() == 0
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -65,11 +62,9 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
 
     pub(crate) fn find(&self, key: &K) -> Option<u32> {
         let slots = &self.slots;
-        self.index
-            .find(self.hasher.hash_one(key), |&at| {
-                slots[at as usize].entry.as_ref().is_some_and(|(k, _)| k == key)
-            })
-            .copied()
+        self.index.find(self.hasher.hash_one(key), |at| {
+            slots[at as usize].entry.as_ref().is_some_and(|(k, _)| k == key)
+        })
     }
 
     /// Adds an entry as the newest; none when the table is full. The key must not be there yet.
@@ -88,10 +83,7 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
             self.slots[at as usize] = slot;
             at
         };
-        let Self { slots, index, hasher, .. } = self;
-        index.insert_unique(hasher.hash_one(key), at, |&at| {
-            slots[at as usize].entry.as_ref().map_or(0, |(k, _)| hasher.hash_one(k))
-        });
+        self.index.insert(self.hasher.hash_one(key), at);
         self.link_newest(at);
         Some(at)
     }
@@ -99,8 +91,8 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
     /// Takes an entry out; none if there is no such entry.
     pub(crate) fn remove(&mut self, at: u32) -> Option<(K, V)> {
         let (key, value) = self.slots.get_mut(at as usize)?.entry.take()?;
-        let found = self.index.find_entry(self.hasher.hash_one(key), |&other| other == at);
-        found.expect("an entry is in the index").remove();
+        let was_in = self.index.remove(self.hasher.hash_one(key), at);
+        assert!(was_in, "an entry is in the index");
         self.unlink(at);
         self.slots[at as usize].newer = self.free;
         self.free = at;

@@ -19,8 +19,8 @@ const OWN_CRATES: [(&str, &[&str]); 5] = [
     ("tests/sim", &["usernet-core"]),
 ];
 
-/// What core may depend on: parsers and tables that need neither a clock nor a system.
-const CORE_DEPENDENCIES: [&str; 4] = ["etherparse", "foldhash", "hashbrown", "smoltcp"];
+/// What core may depend on: parsers and hashes that need neither a clock nor a system.
+const CORE_DEPENDENCIES: [&str; 3] = ["etherparse", "foldhash", "smoltcp"];
 
 /// The protocol modules of core; only the shard composes them.
 const PROTOCOLS: [&str; 7] = ["tcp", "udp", "ping", "dns", "outward", "reassembly", "services"];

@@ -40,13 +40,12 @@ use alloc::vec::Vec;
 use core::hash::{BuildHasher, Hasher as _};
 use core::net::SocketAddr;
 
-use hashbrown::HashTable;
-
 use crate::config::Config;
 use crate::context::Context;
 use crate::counters::Counter;
 use crate::flows::{FlowInfo, FlowKind};
 use crate::hash::{Hasher, hash_end, hasher};
+use crate::index::Index;
 use crate::op::{Input, LeaseId, Op};
 use crate::packet::Packet;
 use crate::sockets::{Owner, Sockets};
@@ -71,7 +70,7 @@ pub(crate) struct Tcp {
     free: Option<u32>,
     used: u32,
     /// Index by (guest, remote); spliced flows are not in it.
-    index: HashTable<u32>,
+    index: Index,
     hasher: Hasher,
     kept: KeptSpans,
     wheel: Wheel,
@@ -99,7 +98,7 @@ impl Tcp {
             slots: Vec::with_capacity(flows),
             free: None,
             used: 0,
-            index: HashTable::with_capacity(flows),
+            index: Index::new(config.limits.flows),
             hasher: hasher(config.seed),
             kept: KeptSpans::new(config.limits.leases),
             wheel: Wheel::new(config.limits.flows),
@@ -306,12 +305,10 @@ impl Tcp {
     /// Finds a flow by the guest's view of it.
     fn find(&self, guest: SocketAddr, remote: SocketAddr) -> Option<u32> {
         let hash = self.hash(guest, remote);
-        self.index
-            .find(hash, |&flow| {
-                let conn = self.conn(flow);
-                conn.guest == guest && conn.remote == remote
-            })
-            .copied()
+        self.index.find(hash, |flow| {
+            let conn = self.conn(flow);
+            conn.guest == guest && conn.remote == remote
+        })
     }
 
     fn hash(&self, guest: SocketAddr, remote: SocketAddr) -> u64 {
@@ -325,8 +322,7 @@ impl Tcp {
     fn enter(&mut self, flow: u32) {
         let conn = self.conn(flow);
         let hash = self.hash(conn.guest, conn.remote);
-        // Room was set aside for every slot, so nothing is hashed again.
-        self.index.insert_unique(hash, flow, |_| unreachable!("the index has room for all slots"));
+        self.index.insert(hash, flow);
     }
 
     /// A slot for a flow; none when the table is full.
@@ -355,9 +351,8 @@ impl Tcp {
     fn remove(&mut self, flow: u32) {
         let (guest, remote) = (self.conn(flow).guest, self.conn(flow).remote);
         let hash = self.hash(guest, remote);
-        if let Ok(entry) = self.index.find_entry(hash, |&other| other == flow) {
-            entry.remove();
-        }
+        // It is not in there if it was refused before it was one.
+        self.index.remove(hash, flow);
         self.wheel.cancel(flow);
         let next = self.free.replace(flow);
         let slot = core::mem::replace(&mut self.slots[flow as usize], Slot::Free { next });

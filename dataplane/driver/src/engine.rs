@@ -133,6 +133,8 @@ pub(crate) struct Engine<B> {
     pub(crate) queue: Queue,
     /// Ops being run, swapped with the queue's.
     pub(crate) running: Vec<Op>,
+    /// The same for what runs between them.
+    pub(crate) running_between: Vec<Op>,
     pub(crate) tap: Tap,
     pub(crate) table: Table,
     pub(crate) accepted: Accepted,
@@ -201,6 +203,7 @@ impl<B: Backend> Engine<B> {
             accepted: Accepted::default(),
             namespace,
             outbound,
+            running_between: Vec::with_capacity(64),
             waste: Waste::new(!caps.tcp_peek_offset),
             caps,
             counters: Counters::default(),

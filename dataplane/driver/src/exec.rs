@@ -45,6 +45,9 @@ impl<B: Backend> Engine<B> {
                 std::mem::swap(&mut ops, &mut self.queue.ops);
                 let mut rest = ops.as_slice();
                 while !rest.is_empty() {
+                    if matches!(rest[0], Op::Peek { .. }) {
+                        self.run_what_came();
+                    }
                     let done = self.run_first(rest);
                     rest = &rest[done..];
                 }
@@ -65,6 +68,22 @@ impl<B: Backend> Engine<B> {
             if self.queue.ops.is_empty() {
                 return;
             }
+        }
+    }
+
+    /// Runs what the ops before have brought. So what one flow's peek read goes to the guest before the next flow's is read,
+    /// while it is in the cache, and its leases are there again.
+    fn run_what_came(&mut self) {
+        while !self.queue.ops.is_empty() {
+            let mut ops = std::mem::take(&mut self.running_between);
+            std::mem::swap(&mut ops, &mut self.queue.ops);
+            let mut rest = ops.as_slice();
+            while !rest.is_empty() {
+                let done = self.run_first(rest);
+                rest = &rest[done..];
+            }
+            ops.clear();
+            self.running_between = ops;
         }
     }
 

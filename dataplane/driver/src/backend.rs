@@ -152,6 +152,9 @@ pub(crate) trait Backend {
     /// The same for a descriptor that somebody else has a duplicate of: closing ours ends nothing.
     fn forget_shared(&mut self, fd: BorrowedFd<'_>, token: Token);
 
+    /// Ends these watches and all else, before the descriptors are closed: for a backend that is not used any more.
+    fn end(&mut self, tokens: impl Iterator<Item = Token>);
+
     /// Waits for events, at most `timeout` (none: for ever), and appends them.
     fn wait(
         &mut self,

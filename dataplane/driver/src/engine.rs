@@ -126,7 +126,7 @@ pub(crate) struct Parts {
 }
 
 /// See the [module](self).
-pub(crate) struct Engine<B> {
+pub(crate) struct Engine<B: Backend> {
     /// Dropped first: it may refer to buffers of the arena.
     pub(crate) backend: B,
     pub(crate) shard: Shard,
@@ -182,6 +182,12 @@ pub(crate) struct Engine<B> {
     prepared: Vec<(SocketId, Socket)>,
 }
 
+impl<B: Backend> Drop for Engine<B> {
+    fn drop(&mut self) {
+        self.backend.end(self.table.tokens());
+    }
+}
+
 impl<B: Backend> Engine<B> {
     pub(crate) fn new(parts: Parts, mut backend: B) -> Result<Self, DriverError> {
         let Parts { shard, arena, tap, caps, outbound, namespace, busy_poll, post } = parts;
@@ -197,13 +203,13 @@ impl<B: Backend> Engine<B> {
             shard,
             queue: Queue::new(arena),
             running: Vec::with_capacity(1024),
+            running_between: Vec::with_capacity(64),
             backend,
             tap,
             table: Table::default(),
             accepted: Accepted::default(),
             namespace,
             outbound,
-            running_between: Vec::with_capacity(64),
             waste: Waste::new(!caps.tcp_peek_offset),
             caps,
             counters: Counters::default(),

@@ -67,6 +67,10 @@ impl Backend for Epoll {
         let _ = self.poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd()));
     }
 
+    fn end(&mut self, _tokens: impl Iterator<Item = Token>) {
+        // The set goes, and with it the watches.
+    }
+
     fn wait(
         &mut self,
         _tap: &Tap,

@@ -86,6 +86,24 @@ impl Table {
         is_current.then_some(SocketId { index, generation: slot.generation })
     }
 
+    /// The tokens under which they are watched.
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = Token> + '_ {
+        (0..).zip(&self.slots).flat_map(|(index, slot)| {
+            let id = SocketId { index, generation: slot.generation };
+            let tokens = match &slot.socket {
+                None => [None, None],
+                Some(Socket::Pair(_)) => {
+                    let (client, server) = Token::pair(id);
+                    [Some(client), Some(server)]
+                }
+                Some(Socket::Stream(_) | Socket::Datagrams(_) | Socket::Listener(_)) => {
+                    [Some(Token::socket(id)), None]
+                }
+            };
+            tokens.into_iter().flatten()
+        })
+    }
+
     /// How many there are.
     pub(crate) fn in_use(&self) -> usize {
         self.in_use

@@ -136,10 +136,10 @@ impl Round<'_> {
         }
         for contender in self.turns(contenders) {
             for group in self.groups {
-                // Whoever sets up a veth pair needs neither forwards nor a daemon.
+                // Whoever sets up a veth pair needs neither forwards nor a daemon; the least of translators has none.
                 if let Run::Alone(run) = group.run
                     && is_for(group, contender)
-                    && contender.kind != Kind::Veth
+                    && !matches!(contender.kind, Kind::Veth | Kind::Bare)
                 {
                     eprintln!("  {}: {}", contender.name, group.name);
                     let mut collector = self.collector(contender, group.name, findings);

@@ -45,6 +45,8 @@ pub(crate) enum Kind {
     Loopback,
     /// Nobody: a veth pair between the guest and the host. The limit of the kernel for two namespaces.
     Veth,
+    /// The least that a translator does: the limit of what reads a TAP and writes to sockets. TCP over IPv4 from the guest.
+    Bare,
     /// `usernetd`.
     Usernetd(Backend),
     /// `slirp4netns`.
@@ -62,6 +64,9 @@ impl Kind {
             // Both backends leave tunnels to the same thread.
             Self::Usernetd(backend) => group != TUNNEL || backend == Backend::IoUring,
             Self::Tunnel(_) => group == TUNNEL,
+            Self::Bare => {
+                ["latency", "connections", "http", "stream", "small-writes"].contains(&group)
+            }
             Self::Loopback | Self::Veth | Self::Slirp4netns | Self::Pasta => group != TUNNEL,
         }
     }
@@ -97,6 +102,7 @@ impl Contender {
             let kind = Kind::Tunnel(implementation);
             all.extend(program.map(|path| Self { program: Some(path), ..Self::new(name, kind) }));
         }
+        all.push(Self::new("bare", Kind::Bare));
         all.push(Self::new("veth", Kind::Veth));
         all.push(Self::new("loopback", Kind::Loopback));
         all
@@ -149,7 +155,7 @@ impl Contender {
 
     pub(crate) fn role(&self) -> Role {
         match self.kind {
-            Kind::Loopback | Kind::Veth => Role::Limit,
+            Kind::Loopback | Kind::Veth | Kind::Bare => Role::Limit,
             Kind::Usernetd(_) => Role::Own,
             Kind::Slirp4netns | Kind::Pasta | Kind::Tunnel(_) => Role::Peer,
         }

@@ -114,9 +114,20 @@ impl<'a> Session<'a> {
         }
         let guest = session.guest.insert(lab.guest());
         set_congestion(guest, contender)?;
-        if contender.kind == Kind::Veth {
-            pair(lab.host(), guest, mtu);
-            return Ok(session);
+        match contender.kind {
+            Kind::Veth => {
+                pair(lab.host(), guest, mtu);
+                return Ok(session);
+            }
+            Kind::Bare => {
+                session.program = Some(lab.bare(guest, mtu));
+                return Ok(session);
+            }
+            Kind::Loopback
+            | Kind::Usernetd(_)
+            | Kind::Slirp4netns
+            | Kind::Pasta
+            | Kind::Tunnel(_) => {}
         }
         let args = command_line(lab, contender, guest, mtu, options);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -161,6 +172,9 @@ impl<'a> Session<'a> {
     }
 
     fn try_v6(&self) -> Result<(), String> {
+        if self.contender.kind == Kind::Bare {
+            return Err("it has none".to_owned());
+        }
         if !skip::has_ipv6() {
             return Err("the machine has no IPv6".to_owned());
         }
@@ -253,7 +267,9 @@ fn command_line(
     };
     let (pid, mtu) = (guest.pid().to_string(), mtu.to_string());
     let (program, options, last): (String, Vec<&str>, Vec<&str>) = match contender.kind {
-        Kind::Loopback | Kind::Veth | Kind::Tunnel(_) => (own("true"), Vec::new(), Vec::new()),
+        Kind::Loopback | Kind::Veth | Kind::Bare | Kind::Tunnel(_) => {
+            (own("true"), Vec::new(), Vec::new())
+        }
         Kind::Usernetd(backend) => (
             own("usernetd"),
             vec!["--mtu", &mtu, "--backend", backend.name()],

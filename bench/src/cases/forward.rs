@@ -117,14 +117,14 @@ pub(super) fn start<'a>(
     // What the last one left.
     let _: std::io::Result<()> = fs::remove_file(&api);
     let options: &[&str] = match contender.kind {
-        Kind::Loopback | Kind::Veth | Kind::Tunnel(_) => &[],
+        Kind::Loopback | Kind::Veth | Kind::Bare | Kind::Tunnel(_) => &[],
         Kind::Usernetd(_) => &["--forward", &equal[0], "--forward", &equal[1]],
         Kind::Slirp4netns => &["--api-socket", &api],
         Kind::Pasta => &["-t", &list, "-u", "none", "-T", "none", "-U", "none"],
     };
     let session = Session::start_with(lab, contender, mtu, options)?;
     match contender.kind {
-        Kind::Loopback | Kind::Veth => return Ok(session),
+        Kind::Loopback | Kind::Veth | Kind::Bare => return Ok(session),
         Kind::Slirp4netns => {
             wait_until(SET_UP_MAX, || Path::new(&api).exists());
             for port in ports {

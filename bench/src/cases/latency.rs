@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::Effort;
 use crate::collector::{Collector, Metric};
+use crate::contender::Kind;
 use crate::load::Tally;
 use crate::session::{Family, Joined, SERVER_PORT, Session};
 
@@ -19,6 +20,9 @@ const CASES: [(&str, u32, u32); 6] = [
 
 pub(crate) fn run(session: &Session<'_>, effort: &Effort, collector: &mut Collector<'_>) {
     for (protocol, flows, bytes) in CASES {
+        if protocol == "udp" && session.contender.kind == Kind::Bare {
+            continue;
+        }
         let id = format!("latency.{protocol}.{flows}.{bytes}");
         let label = format!("round trip {} ×{flows}, {bytes} B", protocol.to_uppercase());
         measure(session, effort.load, (protocol, flows, bytes), (&id, &label), collector);

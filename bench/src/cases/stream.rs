@@ -16,9 +16,12 @@ pub(crate) fn wants(contender: &Contender, mtu: u16, effort: &Effort) -> bool {
     match contender.kind {
         // It has no link: once for all sizes, with the last of them.
         Kind::Loopback => mtu == LARGEST_MTU,
-        Kind::Veth | Kind::Usernetd(_) | Kind::Slirp4netns | Kind::Pasta | Kind::Tunnel(_) => {
-            !flows(mtu, Family::V4, effort).is_empty()
-        }
+        Kind::Veth
+        | Kind::Bare
+        | Kind::Usernetd(_)
+        | Kind::Slirp4netns
+        | Kind::Pasta
+        | Kind::Tunnel(_) => !flows(mtu, Family::V4, effort).is_empty(),
     }
 }
 
@@ -37,7 +40,11 @@ fn flows(mtu: u16, family: Family, effort: &Effort) -> &'static [u32] {
 }
 
 pub(crate) fn run(session: &Session<'_>, effort: &Effort, collector: &mut Collector<'_>) {
-    for family in [Family::V4, Family::V6] {
+    let families: &[Family] = match session.contender.kind {
+        Kind::Bare => &[Family::V4],
+        _ => &[Family::V4, Family::V6],
+    };
+    for &family in families {
         for direction in Direction::BOTH {
             if session.contender.kind == Kind::Loopback {
                 for n in [1, 4, 16] {

@@ -108,7 +108,7 @@ impl Tunnel {
         let ends = match contender.kind {
             Kind::Tunnel(implementation) => others(lab, contender, implementation, &keys),
             Kind::Usernetd(_) => own(lab, contender, &keys),
-            Kind::Loopback | Kind::Veth | Kind::Slirp4netns | Kind::Pasta => {
+            Kind::Loopback | Kind::Veth | Kind::Bare | Kind::Slirp4netns | Kind::Pasta => {
                 return Err("it makes no tunnels".to_owned());
             }
         }?;

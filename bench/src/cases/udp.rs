@@ -84,7 +84,7 @@ pub(crate) fn run(
     };
     let ways: &[Way] = match contender.kind {
         // One way is like another.
-        Kind::Loopback | Kind::Veth | Kind::Tunnel(_) => &[Way::Out],
+        Kind::Loopback | Kind::Veth | Kind::Bare | Kind::Tunnel(_) => &[Way::Out],
         Kind::Usernetd(_) | Kind::Slirp4netns | Kind::Pasta => &[Way::Out, Way::In, Way::Forward],
     };
     for load in LOADS.iter().filter(|load| !(effort.is_quick && load.is_thorough)) {
@@ -100,7 +100,7 @@ pub(crate) fn run(
 fn start<'a>(lab: &'a Lab, contender: &'a Contender) -> Result<Session<'a>, String> {
     let socket = format!("{}/run/udp.sock", lab.dir().display());
     let options: &[&str] = match contender.kind {
-        Kind::Loopback | Kind::Veth | Kind::Tunnel(_) => &[],
+        Kind::Loopback | Kind::Veth | Kind::Bare | Kind::Tunnel(_) => &[],
         Kind::Usernetd(_) => &["--forward", "9100:9100/udp"],
         Kind::Slirp4netns => &["--api-socket", &socket],
         Kind::Pasta => &["--udp-ports", "9100"],

@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::unistd::geteuid;
 
 use crate::helper::TEST_USER;
+use crate::helper::bare::GATEWAY_MAC;
 use crate::process::{Done, Running, command};
 
 /// The host's IPv4 address. 192.0.2.2 to 192.0.2.9 are its own too.
@@ -186,6 +187,21 @@ impl Lab {
             namespace.ip(&format!("{lines}{up}\nlink set lo up"));
         }
         cable
+    }
+
+    /// Gives a guest the least of translators ([`crate::helper::bare`]), with the addresses that others have.
+    pub fn bare(&self, guest: &Namespace, mtu: u16) -> Running {
+        let (program, pid) = (self.program("usernet-lab"), guest.pid().to_string());
+        let args = [&*program, "bare", &pid, "tap0"];
+        let bare = self.host.spawn_admin(&args).wait_for("ready");
+        guest.ip(&format!(
+            "link set lo up\n\
+             addr add {GUEST4}/24 dev tap0\n\
+             link set tap0 mtu {mtu} txqueuelen 16384 up\n\
+             neigh add 10.0.2.2 lladdr {GATEWAY_MAC} dev tap0\n\
+             route add default via 10.0.2.2"
+        ));
+        bare
     }
 
     /// Joins two namespaces by a veth pair, which goes when one of them does: `NAME0` with 198.51.100.(16n+1)/28 and

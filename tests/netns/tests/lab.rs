@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
 
-use usernet_lab::{Lab, WAN4, WAN6, pass, skip};
+use usernet_lab::{Lab, WAN4, WAN6, pass, skip, wait_until};
 
 #[test]
 fn a_host_is_an_ordinary_user_with_a_network_of_its_own() {
@@ -44,6 +44,28 @@ fn a_guest_has_nothing_but_its_own_loopback() {
     let guest = lab.guest();
     assert_eq!(guest.sh("ip -o link | wc -l; id -u").ok(), "1\n0\n");
     assert!(guest.sh("cat /etc/resolv.conf").ok().contains("10.0.2.3"));
+}
+
+/// What others are measured by carries every byte, too, and lets connections go.
+#[test]
+fn the_least_of_translators_carries_streams_both_ways() {
+    if let Some(reason) = skip::missing(&["ip"]) {
+        return skip::skip("the_least_of_translators_carries_streams_both_ways", &reason);
+    }
+    let lab = Lab::new();
+    let _server = lab.host().serve(&["192.0.2.1:7000"]);
+    for mtu in [1500, 65520] {
+        let guest = lab.guest();
+        let mut bare = lab.bare(&guest, mtu);
+        guest.peer(&["get", "192.0.2.1:7000", "20000000"]).ok();
+        guest.peer(&["put", "192.0.2.1:7000", "20000000"]).ok();
+        guest.peer(&["parallel", "192.0.2.1:7000", "100", "10000"]).ok();
+        guest.peer(&["sequence", "192.0.2.1:7000", "100", "100"]).ok();
+        assert!(bare.is_running(), "{}", bare.err());
+        let sockets = format!("ls -l /proc/{}/fd | grep -c socket: || true", bare.pid());
+        let sockets = || lab.host().admin(&["sh", "-c", &sockets]).trim().to_owned();
+        assert!(wait_until(Duration::from_secs(5), || sockets() == "0"), "{} are left", sockets());
+    }
 }
 
 #[test]

@@ -60,9 +60,7 @@ pub(super) fn main(args: &[&str]) -> Outcome {
 
 /// `with-tap PID NAME FD -- COMMAND`: becomes a command that has a TAP of another namespace open under this number.
 pub(super) fn with_tap(pid: &str, name: &str, fd: &str, command: &[&str]) -> Outcome {
-    let here = File::open("/proc/self/ns/net")?;
-    let device = tap(pid, name)?;
-    setns(here.as_fd(), CloneFlags::CLONE_NEWNET)?;
+    let device = tap_from_here(pid, name, Offload::None)?;
     // SAFETY: no pointers; what has this number is nobody's in a program that is about to become another one.
     if unsafe { libc::dup2(device.as_raw_fd(), fd.parse()?) } < 0 {
         return Err(std::io::Error::last_os_error().into());
@@ -118,8 +116,32 @@ fn parse(words: &[&str]) -> Result<Faults, Box<dyn std::error::Error>> {
     Ok(faults)
 }
 
-/// Makes a TAP in the network namespace of a process.
+/// What the two ends of a TAP leave to each other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Offload {
+    None,
+    /// Checksums, and segmentation of TCP over IPv4: a `struct virtio_net_hdr` is in front of each frame.
+    Tcp4,
+}
+
+/// Makes a TAP in the network namespace of a process, and stays in its own.
+pub(super) fn tap_from_here(
+    pid: &str,
+    name: &str,
+    offload: Offload,
+) -> Result<File, Box<dyn std::error::Error>> {
+    let here = File::open("/proc/self/ns/net")?;
+    let device = tap_with(pid, name, offload)?;
+    setns(here.as_fd(), CloneFlags::CLONE_NEWNET)?;
+    Ok(device)
+}
+
+/// Makes a TAP in the network namespace of a process, and stays there.
 fn tap(pid: &str, name: &str) -> Result<File, Box<dyn std::error::Error>> {
+    tap_with(pid, name, Offload::None)
+}
+
+fn tap_with(pid: &str, name: &str, offload: Offload) -> Result<File, Box<dyn std::error::Error>> {
     let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
     setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
     let device = OpenOptions::new()
@@ -132,11 +154,20 @@ fn tap(pid: &str, name: &str) -> Result<File, Box<dyn std::error::Error>> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    let header = if offload == Offload::Tcp4 { libc::IFF_VNET_HDR } else { 0 };
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | header) as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes an ifreq, which outlives the call.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if result < 0 {
         return Err(std::io::Error::last_os_error().into());
+    }
+    if offload == Offload::Tcp4 {
+        let flags = libc::c_ulong::from(libc::TUN_F_CSUM | libc::TUN_F_TSO4);
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD as _, flags) };
+        if result < 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
     }
     Ok(device)
 }

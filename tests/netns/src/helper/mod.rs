@@ -8,6 +8,7 @@
 //! | `processes` | lists what runs in its user namespace and below |
 //! | `cable …` | a cable between two TAPs that loses, delays and reorders: [`cable`] |
 //! | `plug PID NAME SOCKET` | a TAP whose frames go by a `SOCK_SEQPACKET` socket |
+//! | `bare PID NAME` | the least that a translator does: [`bare`] |
 //! | `with-tap PID NAME FD -- COMMAND` | becomes a command that has a TAP of another namespace open |
 //! | `flood …`, `count …` | datagrams by the hundred thousand: [`flood`] |
 //! | `many …` | connections by the thousand: [`many`] |
@@ -16,6 +17,7 @@
 //!
 //! It has one thread while it deals with namespaces.
 
+pub mod bare;
 pub mod cable;
 pub mod flood;
 mod load;
@@ -45,6 +47,7 @@ pub fn main(args: Vec<String>) -> ExitCode {
         ["router"] => namespaces::hold_router(),
         ["enter", pid, rights, "--", command @ ..] => namespaces::enter(pid, rights, command),
         ["cable", rest @ ..] => cable::main(rest),
+        ["bare", rest @ ..] => bare::main(rest),
         ["plug", pid, name, socket] => cable::plug(pid, name, socket),
         ["with-tap", pid, name, fd, "--", command @ ..] => cable::with_tap(pid, name, fd, command),
         [load @ ("ping-pong" | "storm"), rest @ ..] => load::main(load, rest),

@@ -11,7 +11,7 @@ use std::process::Command;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{Gid, Uid, getegid, geteuid, setgroups, setresgid, setresuid};
 use rustix::thread::{
     CapabilitySets, capabilities, configure_capability_in_ambient_set, set_capabilities,
@@ -80,8 +80,18 @@ pub(super) fn enter(pid: &str, rights: &str, command: &[&str]) -> Outcome {
         keep_capabilities()?;
     }
     prctl::set_pdeathsig(Signal::SIGKILL)?;
+    heed_signals()?;
     let [program, args @ ..] = command else { return Err("no command".into()) };
     Err(format!("{program}: {}", Command::new(program).args(args).exec()).into())
+}
+
+/// Under nohup(1), or in the background of a script, some are ignored, and so they would be by every program that a test starts.
+fn heed_signals() -> nix::Result<()> {
+    for heeded in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: it installs no handler.
+        unsafe { signal(heeded, SigHandler::SigDfl) }?;
+    }
+    Ok(())
 }
 
 /// Root becomes [`TEST_USER`]. Others stay who they are.

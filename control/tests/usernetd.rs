@@ -466,12 +466,13 @@ fn a_ring_beyond_the_locked_memory_of_a_user_is_told_as_that() {
 }
 
 /// Its tables are reserved for 65,536 flows, of which a guest at rest has none: what they need is there when it is used.
+/// One worker: each has tables of its own, and a stack.
 #[test]
 fn at_rest_it_has_touched_none_of_its_tables() {
     let account = Account::ordinary();
     let guest = Guest::new(&account);
     let socket = account.home.join("s");
-    let mut command = guest.usernetd("");
+    let mut command = guest.usernetd("--workers 1");
     command.arg("--api-socket").arg(&socket);
     let daemon = Daemon::start(command, socket);
     daemon.client().status().expect("it runs");

@@ -27,6 +27,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
@@ -186,8 +187,7 @@ impl Uring {
     fn reap(&mut self) {
         let patience = Timespec::from(END_PATIENCE);
         let args = SubmitArgs::new().timespec(&patience);
-        let _ = self.ring.submitter().submit_with_args(self.ending.max(1), &args);
-        self.ending = 0;
+        let _ = self.ring.submitter().submit_with_args(mem::take(&mut self.ending), &args);
         self.ring.completion().for_each(drop);
     }
 
@@ -466,24 +466,37 @@ fn poll(fd: RawFd, token: Token) -> squeue::Entry {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{PipeReader, PipeWriter, Write};
     use std::os::fd::AsFd;
 
     use super::*;
 
-    #[test]
-    fn a_ring_that_is_gone_keeps_no_file_open() {
-        let pipes = || (0..300).map(|_| io::pipe().expect("a pipe"));
-        let (readers, mut writers): (Vec<_>, Vec<_>) = pipes().unzip();
+    fn tokens() -> impl Iterator<Item = Token> {
+        (0..).map(|index| Token::Socket { index, generation: 0 })
+    }
+
+    /// A ring that watches so many pipes.
+    fn watching(pipes: usize) -> (Uring, Vec<PipeReader>, Vec<PipeWriter>) {
+        let pipes = (0..pipes).map(|_| io::pipe().expect("a pipe"));
+        let (readers, writers): (Vec<_>, Vec<_>) = pipes.unzip();
         let mut ring = Uring::new().expect("a ring");
         ring.start().expect("it can be enabled");
-        for (index, reader) in (0..).zip(&readers) {
-            let token = Token::Socket { index, generation: 0 };
+        for (token, reader) in tokens().zip(&readers) {
             ring.watch(reader.as_fd(), token).expect("room");
+        }
+        (ring, readers, writers)
+    }
+
+    #[test]
+    fn a_ring_that_is_gone_keeps_no_file_open() {
+        let (mut ring, readers, mut writers) = watching(300);
+        for (token, reader) in tokens().zip(&readers) {
             // Some watches end before the ring does, and some have something to tell.
-            match index % 3 {
-                0 => ring.forget(reader.as_fd(), token),
-                1 => writers[index as usize].write_all(b"?").expect("room"),
+            match token {
+                Token::Socket { index, .. } if index % 3 == 0 => ring.forget(reader.as_fd(), token),
+                Token::Socket { index, .. } if index % 3 == 1 => {
+                    writers[index as usize].write_all(b"?").expect("room");
+                }
                 _ => {}
             }
         }
@@ -498,17 +511,10 @@ mod tests {
 
     #[test]
     fn watches_are_ended_by_name() {
-        let pipes = || (0..100).map(|_| io::pipe().expect("a pipe"));
-        let (readers, mut writers): (Vec<_>, Vec<_>) = pipes().unzip();
-        let mut ring = Uring::new().expect("a ring");
-        ring.start().expect("it can be enabled");
-        let tokens = (0..).map(|index| Token::Socket { index, generation: 0 });
-        for (token, reader) in tokens.clone().zip(&readers) {
-            ring.watch(reader.as_fd(), token).expect("room");
-        }
+        let (mut ring, _readers, mut writers) = watching(100);
         ring.ring.submit().expect("they are valid");
         writers.iter_mut().step_by(3).for_each(|writer| writer.write_all(b"?").expect("room"));
-        for token in tokens.take(80) {
+        for token in tokens().take(80) {
             ring.cancel(token);
         }
         ring.reap();

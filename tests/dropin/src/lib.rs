@@ -3,7 +3,7 @@
 //! A test states a behaviour once, and [`both_tools!`](crate::both_tools) makes two tests of it: `…::reference` runs
 //! the tool as it is installed, `…::ours` runs `usernetd` under the tool's name. So a difference between the two is
 //! seen as a difference, and a wrong idea of what the tool does as well. Where the original is known to fall short,
-//! the test says so as data (`reference_fails`), and is then a test of that too.
+//! the test says so as data (`reference_fails`, or `reference_races` if only at times), and is then a test of that too.
 //!
 //! Namespaces, programs and traffic are those of [`usernet_lab`].
 

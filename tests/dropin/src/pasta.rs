@@ -22,15 +22,13 @@ pub enum Pasta {
     Ours,
 }
 
-/// What an original is known not to do: the test's body panics with this text in its message.
+/// What is known of an original in one test.
 #[derive(Clone, Copy, Debug)]
-pub struct Lacks {
+pub struct Of {
     /// Who.
     pub who: Pasta,
-    /// Why.
-    pub why: &'static str,
-    /// In the message of the panic.
-    pub says: &'static str,
+    /// That it fails, always or at times.
+    pub known: Known,
 }
 
 impl Pasta {
@@ -71,7 +69,7 @@ fn of_debian_13(lab: &Lab) -> String {
 }
 
 /// Runs one test for one program. [`pastas!`](crate::pastas) calls it.
-pub fn run(name: &str, pasta: Pasta, needs: &[&str], lacks: &[Lacks], body: fn(Pasta)) {
+pub fn run(name: &str, pasta: Pasta, needs: &[&str], of: &[Of], body: fn(Pasta)) {
     let name = format!("{name} ({pasta:?})");
     if let Some(reason) = skip::missing(needs).or_else(|| pasta.missing()) {
         return skip::skip(&name, &reason);
@@ -79,8 +77,7 @@ pub fn run(name: &str, pasta: Pasta, needs: &[&str], lacks: &[Lacks], body: fn(P
     if pasta == Pasta::Ours {
         return body(pasta);
     }
-    let lacks = lacks.iter().find(|lacks| lacks.who == pasta);
-    let known = lacks.map_or(Known::Same, |&Lacks { why, says, .. }| Known::Fails { why, says });
+    let known = of.iter().find(|of| of.who == pasta).map_or(Known::Same, |of| of.known);
     reference(&format!("{pasta:?}"), known, || body(pasta));
 }
 
@@ -90,6 +87,7 @@ pub fn run(name: &str, pasta: Pasta, needs: &[&str], lacks: &[Lacks], body: fn(P
 /// pastas! {
 ///     fn a_page_is_fetched(pasta) needs ["curl"] lacks [] { … }
 ///     fn it_comes_up_without_routes(pasta) needs [] lacks [Of2023: "it gives up", says "External interface"] { … }
+///     fn a_page_is_sent(pasta) needs [] lacks [] races [Of2025: "its end comes first", says "short"] { … }
 /// }
 /// ```
 #[macro_export]
@@ -97,17 +95,25 @@ macro_rules! pastas {
     ($(
         $(#[$attribute:meta])*
         fn $name:ident($argument:ident) needs [$($program:literal),*]
-        lacks [$($who:ident: $why:literal, says $says:literal);*] $body:block
+        lacks [$($who:ident: $why:literal, says $says:literal);*]
+        $(races [$($racer:ident: $race:literal, says $told:literal);*])? $body:block
     )+) => {$(
         $(#[$attribute])*
         fn $name($argument: $crate::pasta::Pasta) $body
 
         mod $name {
             fn run(pasta: $crate::pasta::Pasta) {
-                let lacks = [$($crate::pasta::Lacks {
-                    who: $crate::pasta::Pasta::$who, why: $why, says: $says,
-                }),*];
-                $crate::pasta::run(stringify!($name), pasta, &[$($program),*], &lacks, super::$name);
+                let of: &[$crate::pasta::Of] = &[
+                    $($crate::pasta::Of {
+                        who: $crate::pasta::Pasta::$who,
+                        known: $crate::tool::Known::Fails { why: $why, says: $says },
+                    },)*
+                    $($($crate::pasta::Of {
+                        who: $crate::pasta::Pasta::$racer,
+                        known: $crate::tool::Known::Races { why: $race, says: $told },
+                    },)*)?
+                ];
+                $crate::pasta::run(stringify!($name), pasta, &[$($program),*], of, super::$name);
             }
 
             #[test]

@@ -95,6 +95,13 @@ pub enum Known {
         /// In the message of the panic.
         says: &'static str,
     },
+    /// It does the same or fails so, by who is quicker on the day.
+    Races {
+        /// Why it fails at times.
+        why: &'static str,
+        /// In the message of the panic.
+        says: &'static str,
+    },
 }
 
 /// Runs one test for one tool. What it needs are programs, or `debian 13`. [`both_tools!`](crate::both_tools) calls it.
@@ -123,13 +130,17 @@ pub(crate) fn reference(who: &str, known: Known, body: impl Fn()) {
         let outcome = catch_unwind(AssertUnwindSafe(&body));
         let message = outcome.as_ref().err().map(|panic| said(&**panic));
         let surprise = match (message, known) {
-            (None, Known::Same) => return,
-            (Some(message), Known::Fails { says, .. }) if message.contains(says) => return,
+            (None, Known::Same | Known::Races { .. }) => return,
+            (Some(message), Known::Fails { says, .. } | Known::Races { says, .. })
+                if message.contains(says) =>
+            {
+                return;
+            }
             (Some(message), Known::Same) => format!("{who} fails: {message}"),
             (None, Known::Fails { why, .. }) => {
                 format!("{who} passes, though it is known to fail: {why}")
             }
-            (Some(message), Known::Fails { why, .. }) => {
+            (Some(message), Known::Fails { why, .. } | Known::Races { why, .. }) => {
                 format!("{who} fails, but not because {why}: {message}")
             }
         };
@@ -152,14 +163,15 @@ fn said(panic: &(dyn Any + Send)) -> &str {
 /// }
 /// ```
 ///
-/// `"slirp4netns" needs [ … ];` in front names what all of them need. With `reference_fails` the test for the original asserts that the body fails, by a panic that says this.
+/// `"slirp4netns" needs [ … ];` in front names what all of them need. With `reference_fails` the test for the original asserts that the body fails, by a panic that says this; with `reference_races` that it does so or passes.
 #[macro_export]
 macro_rules! both_tools {
     ($tool:literal; $($functions:tt)+) => { $crate::both_tools! { $tool needs []; $($functions)+ } };
     ($tool:literal needs $common:tt; $(
         $(#[$attribute:meta])*
         fn $name:ident($argument:ident) needs $needs:tt
-        $(reference_fails($why:literal, says $says:literal))? $body:block
+        $(reference_fails($why:literal, says $says:literal))?
+        $(reference_races($race:literal, says $told:literal))? $body:block
     )+) => {$(
         $(#[$attribute])*
         fn $name($argument: $crate::Tool) $body
@@ -167,7 +179,8 @@ macro_rules! both_tools {
         mod $name {
             fn run(kind: $crate::Kind) {
                 let fails = None::<$crate::tool::Known>
-                    $(.or(Some($crate::tool::Known::Fails { why: $why, says: $says })))?;
+                    $(.or(Some($crate::tool::Known::Fails { why: $why, says: $says })))?
+                    $(.or(Some($crate::tool::Known::Races { why: $race, says: $told })))?;
                 let known = fails.unwrap_or($crate::tool::Known::Same);
                 let tool = $crate::Tool { name: $tool, kind };
                 let needs: [&[&str]; 2] = [&$common, &$needs];

@@ -33,3 +33,17 @@ fn an_original_that_fails_for_another_reason_is_noticed() {
     let known = Known::Fails { why: "of a bug", says: "the bug" };
     run("failing", ORIGINAL, &[], known, |_| panic!("something else"));
 }
+
+#[test]
+fn an_original_that_races_may_pass_and_fail_as_is_known() {
+    let known = Known::Races { why: "of a race", says: "too late" };
+    run("quick", ORIGINAL, &[], known, |_| ());
+    run("slow", ORIGINAL, &[], known, |_| panic!("too late"));
+}
+
+#[test]
+#[should_panic(expected = "but not because of a race")]
+fn an_original_that_races_and_fails_for_another_reason_is_noticed() {
+    let known = Known::Races { why: "of a race", says: "too late" };
+    run("failing", ORIGINAL, &[], known, |_| panic!("something else"));
+}

@@ -7,6 +7,7 @@
 //! ```text
 //! shard.handle(now, input, &mut outbox);   // one input; the ops it causes go to the outbox
 //! shard.flush(now, &mut outbox);           // end of turn: coalesced ACKs, merged sends
+//! shard.flush_amid_frames(now, &mut outbox); // before that, any number of times: sends alone
 //! shard.next_deadline();                   // when to come back with Input::Tick
 //! shard.check();                           // all invariants; simulator and debug builds
 //! ```

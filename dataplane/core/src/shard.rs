@@ -21,7 +21,7 @@ use crate::reassembly::Reassembly;
 use crate::rules::{Protocol, Rules};
 use crate::services;
 use crate::sockets::{Owner, Sockets};
-use crate::tcp::Tcp;
+use crate::tcp::{Acks, Tcp};
 use crate::time::Instant;
 use crate::udp::{GuestDatagram, Udp};
 
@@ -158,7 +158,14 @@ impl Shard {
     /// The end of a turn: what was put together over its inputs goes out.
     pub fn flush(&mut self, now: Instant, out: &mut dyn Outbox) {
         let mut ctx = context!(self, now, out);
-        self.tcp.flush(&mut ctx);
+        self.tcp.flush(&mut ctx, Acks::Now);
+    }
+
+    /// The same in the midst of a turn, with more of the guest's frames at hand: acknowledgements that may wait for what
+    /// those bring do so, until the turn's end. It has to follow soon.
+    pub fn flush_amid_frames(&mut self, now: Instant, out: &mut dyn Outbox) {
+        let mut ctx = context!(self, now, out);
+        self.tcp.flush(&mut ctx, Acks::AtTheEnd);
     }
 
     /// When to call with [`Input::Tick`] at the latest, and for whom.

@@ -188,6 +188,12 @@ impl World {
         self.settle()
     }
 
+    /// In the midst of it, with more of the guest's frames at hand.
+    pub(crate) fn flush_amid_frames(&mut self) -> Vec<Op> {
+        self.shard.flush_amid_frames(self.now, &mut self.recorder);
+        self.settle()
+    }
+
     /// Time passes, with a tick at every deadline in between.
     pub(crate) fn pass(&mut self, time: Duration) -> Vec<Op> {
         let end = self.now + time;

@@ -170,6 +170,9 @@ pub(crate) trait Backend {
     /// The next frame of the guest. Errors are those of `read(2)` on the TAP.
     fn next_frame(&mut self, tap: &Tap, arena: &mut Arena) -> io::Result<FromTap>;
 
+    /// Whether frames are read before they are asked for.
+    fn reads_ahead(&self) -> bool;
+
     /// Whether [`Backend::next_frame`] may have something without an event before it.
     fn has_frames(&self) -> bool;
 

@@ -56,11 +56,38 @@ const FRAMES_PER_TURN: usize = 256;
 const FRAMES_PER_STEP: usize = 64;
 const BYTES_PER_STEP: usize = 1 << 20;
 
+/// From so many bytes on a frame is sent on before the next one is read: so it is copied out of the cache that it has just
+/// been copied into (decision 15).
+const SUPER_FRAME_BYTES: usize = 32 << 10;
+
+/// Bytes taken so before the guest hears of it, where more are there.
+const BYTES_PER_ACK: usize = 1 << 20;
+
 /// How often pages that nobody needs are given back.
 const TRIM_PERIOD: Duration = Duration::from_secs(1);
 
 /// How long a listener waits after the process ran out of descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// What was taken before the ops it caused are run.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    frames: usize,
+    /// Bytes of them, virtio-net headers included.
+    bytes: usize,
+    end: StepEnd,
+}
+
+/// Why no more was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StepEnd {
+    /// There was no more.
+    Empty,
+    /// It was enough.
+    Full,
+    /// What came last is to be sent on before it leaves the cache.
+    SuperFrame,
+}
 
 /// Where the core puts its ops, and where it gets buffers for frames of its own.
 pub(crate) struct Queue {
@@ -337,43 +364,54 @@ impl<B: Backend> Engine<B> {
 
     /// The guest's frames. Some: there will be no more.
     fn take_frames(&mut self) -> Option<Ended> {
-        let mut frames = 0;
+        let (mut frames, mut bytes) = (0, 0);
         while frames < FRAMES_PER_TURN {
-            let taken = match self.take_step() {
-                Ok(taken) => taken,
+            let step = match self.take_step() {
+                Ok(step) => step,
                 Err(error) => match self.tap.end(&error) {
                     Some(ended) => return Some(ended),
                     None => {
                         self.count(Counter::TapReadErrors);
-                        0
+                        Step { frames: 0, bytes: 0, end: StepEnd::Empty }
                     }
                 },
             };
+            frames += step.frames;
+            bytes += step.bytes;
+            if step.end == StepEnd::SuperFrame && bytes < BYTES_PER_ACK {
+                self.flush_by(Shard::flush_amid_frames);
+                continue;
+            }
             self.flush();
-            if taken == 0 {
+            if step.end == StepEnd::Empty {
                 break;
             }
-            frames += taken;
+            bytes = 0;
         }
         None
     }
 
-    /// Some of the frames that are there: how many; 0, if there are no more.
-    fn take_step(&mut self) -> io::Result<usize> {
-        let mut bytes = 0;
-        for taken in 0..FRAMES_PER_STEP {
-            if bytes >= BYTES_PER_STEP {
-                return Ok(taken);
-            }
+    /// Some of the frames that are there.
+    fn take_step(&mut self) -> io::Result<Step> {
+        let mut step = Step { frames: 0, bytes: 0, end: StepEnd::Full };
+        while step.frames < FRAMES_PER_STEP && step.bytes < BYTES_PER_STEP {
             let raw = match self.backend.next_frame(&self.tap, &mut self.queue.arena)? {
                 FromTap::Frame(raw) => raw,
-                FromTap::Empty => return Ok(taken),
+                FromTap::Empty => {
+                    step.end = StepEnd::Empty;
+                    break;
+                }
                 FromTap::Starved => {
                     self.count(Counter::TapStarved);
-                    return Ok(taken);
+                    // What was taken may give buffers back.
+                    if step.frames == 0 {
+                        step.end = StepEnd::Empty;
+                    }
+                    break;
                 }
             };
-            bytes += raw.bytes;
+            step.frames += 1;
+            step.bytes += raw.bytes;
             let Ok((len, offload)) = self.tap.decode(&self.queue.arena, raw) else {
                 self.count(Counter::BadVnetHeaders);
                 self.queue.arena.release(raw.lease);
@@ -386,15 +424,23 @@ impl<B: Backend> Engine<B> {
                 self.count(Counter::CaptureErrors);
             }
             self.tell(Input::Frame { lease: raw.lease, bytes, offload });
+            if raw.bytes >= SUPER_FRAME_BYTES && !self.backend.reads_ahead() {
+                step.end = StepEnd::SuperFrame;
+                break;
+            }
         }
-        Ok(FRAMES_PER_STEP)
+        Ok(step)
     }
 
     /// Runs what there is to run, lets the shard add what it has put together, and so on until it has nothing more.
     pub(crate) fn flush(&mut self) {
+        self.flush_by(Shard::flush);
+    }
+
+    fn flush_by(&mut self, flush: fn(&mut Shard, Instant, &mut dyn Outbox)) {
         self.run_ops();
         loop {
-            self.shard.flush(self.now, &mut self.queue);
+            flush(&mut self.shard, self.now, &mut self.queue);
             if self.queue.ops.is_empty() {
                 return;
             }

@@ -115,6 +115,10 @@ impl Backend for Epoll {
         result
     }
 
+    fn reads_ahead(&self) -> bool {
+        false
+    }
+
     fn has_frames(&self) -> bool {
         self.tap_is_ready
     }

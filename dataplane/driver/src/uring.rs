@@ -398,6 +398,10 @@ impl Backend for Uring {
         result
     }
 
+    fn reads_ahead(&self) -> bool {
+        self.reads_on_ring
+    }
+
     fn has_frames(&self) -> bool {
         !self.frames.is_empty()
             || self.tap_error.is_some()

@@ -355,6 +355,11 @@ impl World {
         for shard in 0..self.fleet.len() {
             let mut desk = Desk { shard, ops: &mut self.ops, env: &mut self.env };
             let now = desk.env.now;
+            if desk.env.choices.chance(20) {
+                self.fleet.shard(shard).flush_amid_frames(now, &mut desk);
+                self.run_ops();
+            }
+            let mut desk = Desk { shard, ops: &mut self.ops, env: &mut self.env };
             self.fleet.shard(shard).flush(now, &mut desk);
             self.run_ops();
         }

@@ -183,6 +183,8 @@ pub(crate) struct Conn {
     pub(crate) bytes_to_guest: u64,
     /// In the list of flows to look at when the turn ends.
     pub(crate) is_dirty: bool,
+    /// It is in the list of those that owe an acknowledgement in the end.
+    pub(crate) is_owing: bool,
 }
 
 /// The ends of a connection that is being made.
@@ -247,6 +249,7 @@ impl Conn {
             bytes_from_guest: 0,
             bytes_to_guest: 0,
             is_dirty: false,
+            is_owing: false,
         }
     }
 

@@ -4,7 +4,7 @@ use super::conn::{FromGuest, State};
 use super::handshake::{Handshake, emit};
 use super::segment::{ECE, Segment, SynOptions};
 use super::seq::Seq;
-use super::{Tcp, guest_may_send};
+use super::{Acks, Tcp, guest_may_send};
 use crate::context::Context;
 use crate::counters::Counter;
 use crate::op::{LeaseId, Op, RESERVE_BYTES_MAX, Span};
@@ -321,8 +321,8 @@ impl Tcp {
         self.mark(flow);
     }
 
-    /// End of turn: acknowledges what came in, or opens the window again.
-    pub(super) fn flush_ack(&mut self, ctx: &mut Context<'_>, flow: u32) {
+    /// Acknowledges what came in, or opens the window again. Whether that is still owed.
+    pub(super) fn flush_ack(&mut self, ctx: &mut Context<'_>, flow: u32, acks: Acks) -> bool {
         let window = self.window(ctx, flow);
         let conn = self.conn_mut(flow);
         let taken = conn.expected - conn.kept.bytes;
@@ -336,17 +336,20 @@ impl Tcp {
             && conn.bytes_from_guest > 0
             && (opened >= window / 2 || (opened >= mss && left < 2 * mss));
         if !conn.ack_now && conn.acked == conn.expected && !opens {
-            return;
+            return false;
         }
         if conn.peeking.is_some() && conn.peeking_since == ctx.now && !opens {
             // What the peek brings takes it along; if it brings nothing, its end comes here again. One that has been
             // under way for longer waits for a lease, perhaps in vain.
-            return;
+            return false;
         }
         let may_wait = !conn.ack_now;
+        if may_wait && acks == Acks::AtTheEnd {
+            return true;
+        }
         if may_wait && (self.waits_in_flood(ctx, flow) || !opens && self.waits_with_ack(ctx, flow))
         {
-            return;
+            return false;
         }
         let conn = self.conn_mut(flow);
         conn.ack_now = false;
@@ -355,6 +358,7 @@ impl Tcp {
         let header = conn.ack_header(ctx.config, echo, field);
         let mss = conn.mss;
         emit(ctx, header, mss);
+        false
     }
 
     /// The window field of a segment that carries something else.

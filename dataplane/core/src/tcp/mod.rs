@@ -80,6 +80,8 @@ pub(crate) struct Tcp {
     floods: Floods,
     /// Flows to look at when the turn ends; each at most once.
     dirty: Vec<u32>,
+    /// Flows that owe an acknowledgement when it does; each at most once.
+    owing: Vec<u32>,
     /// Flows whose handshake is not complete.
     half_open: u32,
     /// Flows that send in bulk to the guest.
@@ -89,6 +91,15 @@ pub(crate) struct Tcp {
     shares_at: Instant,
     /// When the table was last asked, for the flows' idle times.
     now: Instant,
+}
+
+/// When acknowledgements go out that may wait a little.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Acks {
+    /// Now: the turn ends.
+    Now,
+    /// When it does.
+    AtTheEnd,
 }
 
 impl Tcp {
@@ -105,6 +116,7 @@ impl Tcp {
             waiting: Waiting::new(),
             floods: Floods::new(),
             dirty: Vec::with_capacity(flows),
+            owing: Vec::with_capacity(flows),
             half_open: 0,
             bulk: 0,
             shares: 0,
@@ -180,14 +192,17 @@ impl Tcp {
     }
 
     /// The end of a turn: each flow that something happened to, once.
-    pub(crate) fn flush(&mut self, ctx: &mut Context<'_>) {
+    pub(crate) fn flush(&mut self, ctx: &mut Context<'_>, acks: Acks) {
         self.now = ctx.now;
+        if acks == Acks::Now {
+            self.mark_owing();
+        }
         let mut dirty = core::mem::take(&mut self.dirty);
         for flow in dirty.drain(..) {
             let Slot::Used(conn) = &mut self.slots[flow as usize] else { continue };
             // A slot that was freed and used again in this turn is in the list twice.
-            if core::mem::take(&mut conn.is_dirty) {
-                self.flush_flow(ctx, flow);
+            if core::mem::take(&mut conn.is_dirty) && self.flush_flow(ctx, flow, acks) {
+                self.owe(flow);
             }
         }
         // Flushing marks nothing: the list, with its memory, goes back empty.
@@ -196,21 +211,44 @@ impl Tcp {
         self.forget_waits();
     }
 
-    fn flush_flow(&mut self, ctx: &mut Context<'_>, flow: u32) {
+    /// The flow owes an acknowledgement in the end.
+    fn owe(&mut self, flow: u32) {
+        let Slot::Used(conn) = &mut self.slots[flow as usize] else { return };
+        if !core::mem::replace(&mut conn.is_owing, true) {
+            self.owing.push(flow);
+        }
+    }
+
+    /// The end has come.
+    fn mark_owing(&mut self) {
+        let mut owing = core::mem::take(&mut self.owing);
+        for flow in owing.drain(..) {
+            if let Slot::Used(conn) = &mut self.slots[flow as usize]
+                && core::mem::take(&mut conn.is_owing)
+            {
+                self.mark(flow);
+            }
+        }
+        self.owing = owing;
+    }
+
+    /// Whether the flow owes an acknowledgement now.
+    fn flush_flow(&mut self, ctx: &mut Context<'_>, flow: u32, acks: Acks) -> bool {
         match self.conn(flow).state {
             State::Open => {
                 self.flush_from_guest(ctx, flow);
                 self.flush_to_guest(ctx, flow);
                 self.count_bulk(flow);
-                self.flush_ack(ctx, flow);
+                let owes = self.flush_ack(ctx, flow, acks);
                 self.finish_if_done(ctx, flow);
+                owes
             }
-            State::TimeWait => self.flush_ack(ctx, flow),
+            State::TimeWait => self.flush_ack(ctx, flow, acks),
             State::Connecting { .. }
             | State::SynAckSent
             | State::Splicing { .. }
             | State::Spliced
-            | State::SynSent => {}
+            | State::SynSent => false,
         }
     }
 

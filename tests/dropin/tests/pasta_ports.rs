@@ -5,7 +5,7 @@ use std::time::Duration;
 use usernet_dropin::machine::resolver;
 use usernet_dropin::pasta::Pasta;
 use usernet_dropin::pastas;
-use usernet_lab::{Done, Lab, Namespace, wait_until};
+use usernet_lab::{Done, Lab, Namespace, Running, wait_until};
 
 /// How long a forward may take to follow a program: a second, on a machine with other things to do.
 const FOLLOWED: Duration = Duration::from_secs(10);
@@ -53,6 +53,16 @@ fn answers(from: &Namespace, address: &str) -> bool {
 fn fetches(from: &Namespace, address: &str) {
     let done = from.peer(&["get", address, "100000"]);
     assert!(done.is_ok(), "{address}: {done}");
+}
+
+/// Where the world's server is.
+const WORLD: [&str; 2] = ["198.51.100.2:7000", "[2001:db8:1::2]:7000"];
+
+/// The world, a cable away from the host: its server, the cable, and its namespace, which end in this order.
+fn world(lab: &Lab) -> (Running, Running, Namespace) {
+    let far = lab.router();
+    let cable = lab.cable(lab.host(), &far, &[]);
+    (far.serve(&WORLD), cable, far)
 }
 
 pastas! {
@@ -169,11 +179,9 @@ pastas! {
     fn the_world_is_reached_over_tcp_udp_and_ping(pasta) needs ["ping"] lacks [] {
         let lab = lab();
         let guest = lab.guest();
-        let far = lab.router();
-        let _cable = lab.cable(lab.host(), &far, &[]);
-        let _server = far.serve(&["198.51.100.2:7000", "[2001:db8:1::2]:7000"]);
+        let _world = world(&lab);
         connected(pasta, &lab, &guest, &[]);
-        for address in ["198.51.100.2:7000", "[2001:db8:1::2]:7000"] {
+        for address in WORLD {
             fetches(&guest, address);
             guest.peer(&["echo", address, "1", "1400", "8000"]).ok();
         }
@@ -187,11 +195,9 @@ pastas! {
     ] {
         let lab = lab();
         let guest = lab.guest();
-        let far = lab.router();
-        let _cable = lab.cable(lab.host(), &far, &[]);
-        let _server = far.serve(&["198.51.100.2:7000", "[2001:db8:1::2]:7000"]);
+        let _world = world(&lab);
         connected(pasta, &lab, &guest, &[]);
-        for address in ["198.51.100.2:7000", "[2001:db8:1::2]:7000"] {
+        for address in WORLD {
             guest.peer(&["put", address, "100000"]).ok();
         }
     }

@@ -20,7 +20,7 @@ use bytes::{Buf, BytesMut};
 use crate::sys;
 
 /// Bytes that are read before the stream is peeked at again. Whoever was only interrupted in a peek loses the copying of them.
-const HELD_FOR: usize = 8 << 20;
+pub(crate) const HELD_FOR: usize = 8 << 20;
 
 /// Free room that a buffer may keep while nothing is in it.
 const ROOM_KEPT: usize = 128 << 10;

@@ -4,7 +4,7 @@
 //! driver does not depend on ARP.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
-use rustix::net::{SendFlags, send};
+use rustix::net::{AddressFamily, SendFlags, SocketType, send};
 use usernet_core::Config;
 use usernet_core::op::DatagramKind;
 use usernet_core::rules::{Access, HostLoopback, Rules};
@@ -53,6 +53,16 @@ impl Pattern {
             word.copy_from_slice(&self.0.to_le_bytes()[..word.len()]);
         }
     }
+}
+
+/// A port of the host's, of both families, that refuses as long as the socket lives. One that was given back could be
+/// another test's listener a moment later.
+pub(crate) fn refusing_port() -> (OwnedFd, u16) {
+    let socket = rustix::net::socket(AddressFamily::INET6, SocketType::STREAM, None);
+    let socket = socket.expect("a socket");
+    rustix::net::bind(&socket, &SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0)).expect("a port");
+    let address = rustix::net::getsockname(&socket).expect("its address");
+    (socket, SocketAddrV6::try_from(address).expect("of IPv6").port())
 }
 
 /// Something to do in the namespace.

@@ -2,14 +2,12 @@
 
 use std::io::{self, Read, Write};
 use std::net::{
-    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpListener, TcpStream,
-    UdpSocket,
+    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
 };
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::guest::{Guest, Options};
-use rustix::net::{AddressFamily, SocketType};
+use crate::guest::{Guest, Options, refusing_port};
 use usernet_core::rules::{Outward, Protocol};
 use usernet_core::{FlowKind, ForwardId};
 use usernet_driver::{Install, NewListener};
@@ -137,11 +135,7 @@ fn a_server_of_the_other_family_is_found(options: &Options) {
 
 fn a_port_without_a_server_resets_the_client(options: &Options) {
     let guest = Guest::start(options);
-    // Bound and not listened at: a port that was given back could be somebody else's a moment later.
-    let nobody = rustix::net::socket(AddressFamily::INET6, SocketType::STREAM, None).expect("one");
-    rustix::net::bind(&nobody, &SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0)).expect("a port");
-    let address = rustix::net::getsockname(&nobody).expect("bound");
-    let port = SocketAddrV6::try_from(address).expect("of IPv6").port();
+    let (_nobody, port) = refusing_port();
     let at = install(&guest, Protocol::Tcp, V4, port);
     // The reset may come before the client has looked at its connection.
     let told = guest.namespace.run(move || {

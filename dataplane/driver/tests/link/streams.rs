@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::guest::{Guest, Options, Pattern};
+use crate::guest::{Guest, Options, Pattern, refusing_port};
 use usernet_core::ForwardId;
 use usernet_core::rules::{Access, Forward, HostLoopback, Protocol, Rules};
 use usernet_driver::{Ended, Install, NewListener};
@@ -117,10 +117,8 @@ fn the_end_of_one_direction_leaves_the_other_open(options: &Options) {
 
 fn a_refused_port_is_refused_at_once(options: &Options) {
     let guest = Guest::start(options);
-    for (gateway, loopback) in guest.gateways() {
-        let listener = TcpListener::bind((loopback, 0)).expect("a listener");
-        let port = listener.local_addr().expect("its address").port();
-        drop(listener);
+    for (gateway, _) in guest.gateways() {
+        let (_nobody, port) = refusing_port();
         let refused = guest.namespace.run(move || TcpStream::connect((gateway, port)));
         assert_eq!(refused.expect_err("closed").kind(), io::ErrorKind::ConnectionRefused);
     }

@@ -41,7 +41,8 @@ use usernet_core::config::Limits;
 use usernet_core::{Config, Rules, Share};
 use usernet_driver::namespace::{self, AttachError, Request, Target};
 use usernet_driver::{
-    DriverError, Ended, Handle, InstallError, ListenError, Runtime, Setup, TunnelHandle, conclude,
+    DriverError, Ended, Handle, InstallError, Lend, ListenError, Runtime, Setup, TunnelHandle,
+    conclude,
 };
 
 use crate::announcement::Readiness;
@@ -358,6 +359,7 @@ fn prepare(
         config: config.clone(),
         rules,
         link,
+        lend: Lend::to(plan.link.borrowers()),
         outbound: plan.outbound.clone(),
         namespace: sockets,
         pcap,
@@ -647,7 +649,7 @@ fn request(plan: &Plan, namespace: &Namespace, config: &Config) -> Request {
         loopback_up: namespace.loopback_up,
         adopt: namespace.adopt,
         offload: namespace.offload,
-        queues: namespace.workers,
+        queues: namespace.workers.queues(),
         txqueuelen: TAP_QUEUE_PACKETS,
         tunnels: tunnels::devices(&plan.tunnels, namespace.offload),
         confine: sandbox::of_helper(plan.sandbox),

@@ -14,7 +14,7 @@ use tracing::Level;
 use usernet_core::config::{Announced, MacAddr, Protocols, Services, Timeouts};
 use usernet_core::rules::{Access, HostLoopback, Prefix};
 use usernet_driver::namespace::Target;
-use usernet_driver::{BUSY_POLL, BackendChoice, Outbound};
+use usernet_driver::{BUSY_POLL, BackendChoice, Outbound, Threads};
 
 use crate::networks::{Cidr4, Cidr6, stable_mac};
 use crate::plan::{
@@ -154,7 +154,8 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub dns_idle: Duration,
 
-    /// How many threads translate, each with a queue of the device: 1 to 16, or half of the processors up to 4
+    /// How many threads translate, each with a queue of the device: 1 to 16, or half of the processors up to 4; with 2 or 3
+    /// processors a second one helps with several downloads
     #[arg(long, value_name = "auto|COUNT", default_value = "auto", value_parser = workers)]
     pub workers: Workers,
 
@@ -262,7 +263,7 @@ impl Options {
                 loopback_up: false,
                 adopt: false,
                 offload: !self.no_offload,
-                workers: self.workers.count(),
+                workers: self.workers.threads(),
             }),
             mtu: self.mtu,
             host_mac: stable_mac(net4.gateway),
@@ -454,19 +455,20 @@ pub enum Workers {
 
 impl Workers {
     /// How many those are here.
-    pub fn count(self) -> u8 {
+    pub fn threads(self) -> Threads {
         match self {
-            Self::Auto => {
-                std::thread::available_parallelism().map_or(1, |cpus| for_processors(cpus.get()))
-            }
-            Self::Count(count) => count,
+            Self::Auto => std::thread::available_parallelism()
+                .map_or(Threads::ONE, |cpus| for_processors(cpus.get())),
+            Self::Count(count) => Threads { owners: count, borrowers: 0 },
         }
     }
 }
 
-/// Half of the processors are the guest's and its peers': they have as much to do with each byte as we have.
-fn for_processors(cpus: usize) -> u8 {
-    u8::try_from(cpus / 2).unwrap_or(u8::MAX).clamp(1, WORKERS_UNASKED_MAX)
+/// Half of the processors are the guest's and its peers': they have as much to do with each byte as we have. Where that is one,
+/// a second thread is lent some of several downloads.
+fn for_processors(cpus: usize) -> Threads {
+    let owners = u8::try_from(cpus / 2).unwrap_or(u8::MAX).clamp(1, WORKERS_UNASKED_MAX);
+    Threads { owners, borrowers: u8::from(owners == 1 && cpus > 1) }
 }
 
 /// `--log-level`.
@@ -661,6 +663,9 @@ mod tests {
     #[test]
     fn half_of_the_processors_work_for_a_guest_unasked_but_no_more_than_four() {
         let counts = [1, 2, 3, 4, 7, 8, 9, 64, 1024].map(for_processors);
+        let borrowers = counts.map(|threads| threads.borrowers);
+        assert_eq!(borrowers, [0, 1, 1, 0, 0, 0, 0, 0, 0]);
+        let counts = counts.map(|threads| threads.owners);
         assert_eq!(counts, [1, 1, 1, 2, 3, 4, 4, 4, 4]);
         assert_eq!(parse("--netns 1 --workers 16").unwrap().workers, Workers::Count(16));
         assert_eq!(parse("--netns 1").unwrap().workers, Workers::Auto);

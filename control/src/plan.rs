@@ -16,7 +16,7 @@ use nix::unistd::{Gid, Uid};
 use usernet_core::config::{Announced, MacAddr, Net4, Net6, Protocols, Services, Timeouts};
 use usernet_core::rules::Access;
 use usernet_driver::namespace::{Route, Target};
-use usernet_driver::{BackendChoice, Outbound};
+use usernet_driver::{BackendChoice, Outbound, Threads};
 
 use crate::forwards::Automatic;
 use crate::program::Program;
@@ -115,6 +115,16 @@ pub enum Link {
     Socket(PathBuf),
 }
 
+impl Link {
+    /// How many of its queues are those of workers that are lent flows.
+    pub fn borrowers(&self) -> u8 {
+        match self {
+            Self::Namespace(namespace) => namespace.workers.borrowers,
+            Self::Tap(_) | Self::Socket(_) => 0,
+        }
+    }
+}
+
 /// A network namespace, and what is made in it.
 #[derive(Clone, Debug)]
 pub struct Namespace {
@@ -137,8 +147,8 @@ pub struct Namespace {
     pub adopt: bool,
     /// Whether the TAP takes over checksums and segmentation.
     pub offload: bool,
-    /// Threads that translate, at least one. Each has a queue of the TAP, which is why no other link has several.
-    pub workers: u8,
+    /// Threads that translate. Each has a queue of the TAP, which is why no other link has several.
+    pub workers: Threads,
 }
 
 /// Who resolves the guest's names.

@@ -6,7 +6,7 @@ use std::path::Path;
 use usernet_core::config::{Announced, DomainName, MacAddr, Protocols, Services, Timeouts};
 use usernet_core::rules::{Access, HostAddress, HostLoopback, LoopbackClients, OwnNetwork};
 use usernet_driver::namespace::{Survey, Target};
-use usernet_driver::{BUSY_POLL, BackendChoice, Outbound};
+use usernet_driver::{BUSY_POLL, BackendChoice, Outbound, Threads};
 
 use super::forwarding::Forwarding;
 use super::guest::{self, Guest};
@@ -92,7 +92,7 @@ fn namespace(options: &Options, guest: &Guest, target: Target) -> Namespace {
         configure: options.line.config_net,
         loopback_up: true,
         offload: true,
-        workers: 1,
+        workers: Threads::ONE,
         // RootlessKit makes the device and gives it its address itself.
         adopt: options.ns_mac.is_none(),
     }

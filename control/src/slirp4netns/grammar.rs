@@ -14,7 +14,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 use usernet_core::config::{Announced, MacAddr, Net4, Net6, Protocols, Services, Timeouts};
 use usernet_core::rules::{Access, Closed, DnsService, HostLoopback, LoopbackClients};
 use usernet_driver::namespace::Target;
-use usernet_driver::{BUSY_POLL, BackendChoice, Outbound};
+use usernet_driver::{BUSY_POLL, BackendChoice, Outbound, Threads};
 
 use super::api::Guest;
 use crate::getopt::{self, Order};
@@ -315,7 +315,7 @@ impl Line {
             loopback_up: false,
             adopt: true,
             offload: true,
-            workers: 1,
+            workers: Threads::ONE,
         }))
     }
 

@@ -287,12 +287,22 @@ pub struct Share {
     pub own: ShardId,
     /// How many there are.
     pub shards: u8,
+    /// How many of them, from the first one on, own flows. The others have those that are lent to them.
+    pub homes: u8,
 }
 
 impl Share {
     /// A shard that has the guest to itself.
-    pub const WHOLE: Self = Self { own: ShardId::FIRST, shards: 1 };
+    pub const WHOLE: Self = Self { own: ShardId::FIRST, shards: 1, homes: 1 };
+
+    /// So many that all own flows; this is one of them.
+    pub const fn among(shards: u8, own: ShardId) -> Self {
+        Self { own, shards, homes: shards }
+    }
 }
+
+/// Flows that may be lent to one shard at a time.
+pub const LENT_MAX: u32 = 256;
 
 /// Timeouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -398,9 +408,13 @@ impl Config {
     }
 
     /// The configuration of one among `shards`, of what is the whole guest's.
-    pub fn shared_by(&self, shards: u8, own: ShardId) -> Self {
-        let limits = self.limits.shared_by(shards);
-        Self { limits, share: Share { own, shards }, ..self.clone() }
+    pub fn shared_by(&self, share: Share) -> Self {
+        let mut limits = self.limits.shared_by(share.homes);
+        if share.own.0 >= share.homes {
+            limits.flows = limits.flows.min(LENT_MAX);
+            limits.sockets = limits.sockets.min(LENT_MAX);
+        }
+        Self { limits, share, ..self.clone() }
     }
 
     /// Whether `ip` is one of the addresses that the guest is configured with.

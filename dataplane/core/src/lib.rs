@@ -57,5 +57,6 @@ pub use op::{
 pub use ownership::Ownership;
 pub use rules::Rules;
 pub use shard::{Shard, TableFull, Why};
+pub use tcp::LentFlow;
 pub use time::Instant;
 pub use tunnel::{Tunnel, TunnelOut};

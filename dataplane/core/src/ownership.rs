@@ -8,7 +8,7 @@
 use core::hash::BuildHasher;
 use core::net::{IpAddr, SocketAddr};
 
-use crate::config::{Config, ShardId};
+use crate::config::{Config, ShardId, Share};
 use crate::hash::{Hasher, hasher};
 use crate::op::ForwardId;
 use crate::rules::{Protocol, Rules};
@@ -21,6 +21,7 @@ const SALT: u64 = 0x6f77_6e65_7273;
 pub struct Ownership {
     own: ShardId,
     shards: u8,
+    homes: u8,
     hasher: Hasher,
 }
 
@@ -29,7 +30,9 @@ impl Ownership {
     pub fn new(config: &Config) -> Self {
         let share = config.share;
         assert!(share.own.0 < share.shards, "a shard is one of those that there are");
-        Self { own: share.own, shards: share.shards, hasher: hasher(config.seed ^ SALT) }
+        assert!((1..=share.shards).contains(&share.homes), "flows have a home");
+        let Share { own, shards, homes } = share;
+        Self { own, shards, homes, hasher: hasher(config.seed ^ SALT) }
     }
 
     /// The shard for a forward's listener of either direction: a UDP socket is where the mappings of the guest's end are,
@@ -56,6 +59,11 @@ impl Ownership {
     /// Whether there is any other shard.
     pub(crate) const fn is_shared(&self) -> bool {
         self.shards > 1
+    }
+
+    /// Whether there are shards that have what is lent to them, and nothing else.
+    pub(crate) const fn lends(&self) -> bool {
+        self.shards > self.homes
     }
 
     /// The others.
@@ -91,20 +99,19 @@ impl Ownership {
     }
 
     fn scaled(&self, hash: u64) -> ShardId {
-        ShardId((((hash >> 32) * u64::from(self.shards)) >> 32) as u8)
+        ShardId((((hash >> 32) * u64::from(self.homes)) >> 32) as u8)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Share;
     use crate::rules::{Access, Forward, HostLoopback};
     use alloc::vec;
 
     fn among(own: u8, shards: u8) -> (Config, Ownership) {
         let mut config = Config::example();
-        config.share = Share { own: ShardId(own), shards };
+        config.share = Share::among(shards, ShardId(own));
         let ownership = Ownership::new(&config);
         (config, ownership)
     }

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::net::{IpAddr, SocketAddr};
 
-use crate::config::Config;
+use crate::config::{Config, ShardId};
 use crate::context::Context;
 use crate::counters::{Counter, Counters};
 use crate::dns::Dns;
@@ -21,7 +21,7 @@ use crate::reassembly::Reassembly;
 use crate::rules::{Protocol, Rules};
 use crate::services;
 use crate::sockets::{Owner, Sockets};
-use crate::tcp::{Acks, Tcp};
+use crate::tcp::{Acks, LentFlow, Tcp};
 use crate::time::Instant;
 use crate::udp::{GuestDatagram, Udp};
 
@@ -166,6 +166,42 @@ impl Shard {
     pub fn flush_amid_frames(&mut self, now: Instant, out: &mut dyn Outbox) {
         let mut ctx = context!(self, now, out);
         self.tcp.flush(&mut ctx, Acks::AtTheEnd);
+    }
+
+    /// Sockets of the flows that send in bulk to the guest, and could be lent now.
+    pub fn in_bulk(&self, now: Instant) -> impl Iterator<Item = SocketId> + '_ {
+        self.tcp.in_bulk(now)
+    }
+
+    /// Sockets of the flows that are quiet, and could go to their home now.
+    pub fn quiet(&self, now: Instant) -> impl Iterator<Item = SocketId> + '_ {
+        self.tcp.quiet(now)
+    }
+
+    /// How many of this shard's flows are lent.
+    pub fn lent(&self) -> usize {
+        self.tcp.lent()
+    }
+
+    /// Takes a flow out for another shard, to which it goes with its socket; none: it stays. Between two turns: no op that
+    /// names the socket may be outstanding.
+    pub fn lend(&mut self, socket: SocketId, to: ShardId) -> Option<LentFlow> {
+        self.tcp.lend((&self.ownership, &mut self.sockets), socket, to)
+    }
+
+    /// Takes a flow in that another shard has lent or gives back: what its socket is called here. All ops have been run before.
+    pub fn take_in(&mut self, now: Instant, flow: LentFlow) -> SocketId {
+        self.tcp.take_in(now, &mut self.sockets, flow)
+    }
+
+    /// A flow of another shard's that has ended here, by its ends, to be told to its home.
+    pub fn ended(&mut self) -> Option<(SocketAddr, SocketAddr)> {
+        self.tcp.ended()
+    }
+
+    /// A flow that was lent has ended.
+    pub fn forget_lent(&mut self, guest: SocketAddr, remote: SocketAddr) {
+        self.tcp.forget_lent(&mut self.sockets, guest, remote);
     }
 
     /// When to call with [`Input::Tick`] at the latest, and for whom.
@@ -358,7 +394,7 @@ impl Shard {
                     return ctx.drop_frame(lease, why);
                 }
                 if ctx.ownership.is_shared()
-                    && let Some(to) = handover::other_owner(&ctx, &packet, bytes)
+                    && let Some(to) = handover::other_owner(&ctx, &self.tcp, &packet, bytes)
                 {
                     return handover::hand_over(&mut ctx, to, lease, bytes.len(), offload);
                 }
@@ -379,7 +415,15 @@ impl Shard {
         let mut ctx = context!(self, now, out);
         match packet::parse(bytes) {
             Ok(EtherType::Ip(packet)) => match is_acceptable(&ctx, &packet, bytes, offload) {
-                Ok(()) => self.on_packet(now, &packet, lease, bytes, offload, out),
+                Ok(()) => {
+                    // What was lent may be back, or have ended meanwhile.
+                    if ctx.ownership.lends()
+                        && let Some(to) = handover::other_owner(&ctx, &self.tcp, &packet, bytes)
+                    {
+                        return handover::hand_over(&mut ctx, to, lease, bytes.len(), offload);
+                    }
+                    self.on_packet(now, &packet, lease, bytes, offload, out);
+                }
                 Err(why) => ctx.drop_frame(lease, why),
             },
             Ok(EtherType::Arp { .. } | EtherType::Other) | Err(packet::Malformed) => {

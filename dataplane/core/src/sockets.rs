@@ -34,15 +34,26 @@ pub(crate) struct Sockets {
     free: Option<u32>,
     limit: u32,
     in_use: u32,
+    /// Of flows that are lent, and come back.
+    reserved: u32,
 }
 
 impl Sockets {
     pub(crate) fn new(limit: u32) -> Self {
-        Self { entries: Vec::with_capacity(limit as usize), free: None, limit, in_use: 0 }
+        Self {
+            entries: Vec::with_capacity(limit as usize),
+            free: None,
+            limit,
+            in_use: 0,
+            reserved: 0,
+        }
     }
 
     /// A fresh id; none when the table is full.
     pub(crate) fn claim(&mut self, owner: Owner) -> Option<SocketId> {
+        if self.in_use + self.reserved >= self.limit {
+            return None;
+        }
         let index = match self.free {
             Some(index) => {
                 self.free = self.entries[index as usize].next_free.take();
@@ -71,6 +82,11 @@ impl Sockets {
         entry.generation = entry.generation.wrapping_add(1);
         entry.next_free = self.free.replace(id.index);
         self.in_use -= 1;
+    }
+
+    /// Keeps room for one more, or gives that up.
+    pub(crate) fn reserve(&mut self, is_kept: bool) {
+        if is_kept { self.reserved += 1 } else { self.reserved -= 1 }
     }
 
     /// The owner, unless the id is stale.

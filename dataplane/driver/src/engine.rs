@@ -35,6 +35,7 @@ use crate::datagram::{Datagrams, ReceiveBatch, SEND_BATCH, SEND_BUFFERS, SendBat
 use crate::errqueue::ErrorQueue;
 use crate::exec::Outgoing;
 use crate::handover::Post;
+use crate::lending::Lending;
 use crate::listen::{Accepted, Listener};
 use crate::locals::Locals;
 use crate::mailbox::{InstallError, NewListener, Status};
@@ -149,6 +150,7 @@ pub(crate) struct Parts {
     pub(crate) outbound: Outbound,
     pub(crate) namespace: Option<Box<dyn NamespaceSockets>>,
     pub(crate) busy_poll: Duration,
+    pub(crate) lend_below: Duration,
     pub(crate) post: Option<Post>,
 }
 
@@ -175,6 +177,9 @@ pub(crate) struct Engine<B: Backend> {
     pub(crate) promptness: Promptness,
     pub(crate) courtesy: Courtesy,
     events: Vec<Event>,
+    /// How long it has been waited in all.
+    pub(crate) idle: Duration,
+    pub(crate) lending: Lending,
     /// Sockets that were left with something to read, to be taken up in the next turn.
     pub(crate) again: Vec<Token>,
     /// Those of this turn.
@@ -217,10 +222,14 @@ impl<B: Backend> Drop for Engine<B> {
 
 impl<B: Backend> Engine<B> {
     pub(crate) fn new(parts: Parts, mut backend: B) -> Result<Self, DriverError> {
-        let Parts { shard, arena, tap, caps, outbound, namespace, busy_poll, post } = parts;
-        backend
-            .watch(tap.fd(), Token::Tap)
-            .map_err(DriverError::system("cannot wait for the link"))?;
+        let Parts { shard, arena, tap, caps, outbound, namespace, busy_poll, lend_below, post } =
+            parts;
+        let share = shard.config().share;
+        if share.own.0 < share.homes {
+            backend
+                .watch(tap.fd(), Token::Tap)
+                .map_err(DriverError::system("cannot wait for the link"))?;
+        }
         if tap.kind() == LinkKind::Packets {
             backend
                 .watch(tap.fd(), Token::Room)
@@ -245,6 +254,8 @@ impl<B: Backend> Engine<B> {
             promptness: Promptness::default(),
             courtesy: Courtesy::new(sys::is_scheduled_as_usual()),
             events: Vec::with_capacity(256),
+            idle: Duration::ZERO,
+            lending: Lending::new(lend_below),
             again: Vec::new(),
             again_now: Vec::new(),
             unsettled: Vec::new(),
@@ -290,6 +301,7 @@ impl<B: Backend> Engine<B> {
         self.flush();
         self.settle();
         self.be_courteous();
+        self.balance();
         Ok(None)
     }
 
@@ -298,7 +310,9 @@ impl<B: Backend> Engine<B> {
         let begin = clock();
         if let Some(awake) = self.busy.time(timeout) {
             if self.look(begin + awake, events)? {
-                self.busy.on_waited(clock().since(begin));
+                let waited = clock().since(begin);
+                self.idle += waited;
+                self.busy.on_waited(waited);
                 self.count(Counter::WaitsAwake);
                 return Ok(());
             }
@@ -309,7 +323,9 @@ impl<B: Backend> Engine<B> {
         }
         self.backend.wait(&self.tap, &mut self.queue.arena, timeout, events)?;
         if timeout != Some(Duration::ZERO) {
-            self.busy.on_waited(clock().since(begin));
+            let waited = clock().since(begin);
+            self.idle += waited;
+            self.busy.on_waited(waited);
         }
         Ok(())
     }
@@ -357,7 +373,7 @@ impl<B: Backend> Engine<B> {
             return Some(Duration::ZERO);
         }
         let deadline = self.shard.next_deadline().map(|(at, _)| at);
-        let own = [self.trim_at, self.accept_again_at, self.retries.at()];
+        let own = [self.trim_at, self.accept_again_at, self.retries.at(), self.lending.look_at];
         let next = own.into_iter().chain([deadline]).flatten().min()?;
         Some(next.since(clock()))
     }

@@ -27,7 +27,7 @@ impl Epoll {
         Ok(Self {
             poll: Poll::new()?,
             events: Events::with_capacity(EVENTS_PER_WAIT),
-            tap_is_ready: true,
+            tap_is_ready: false,
         })
     }
 }
@@ -48,7 +48,11 @@ impl Backend for Epoll {
                 let both = Interest::READABLE | Interest::WRITABLE;
                 return registry.reregister(&mut SourceFd(&fd.as_raw_fd()), token, both);
             }
-            Token::Tap | Token::Mailbox | Token::Exit => Interest::READABLE,
+            Token::Tap => {
+                self.tap_is_ready = true;
+                Interest::READABLE
+            }
+            Token::Mailbox | Token::Exit => Interest::READABLE,
             Token::Socket { .. } | Token::PairClient { .. } | Token::PairServer { .. } => {
                 Interest::READABLE | Interest::WRITABLE
             }
@@ -61,7 +65,10 @@ impl Backend for Epoll {
         // The last close of a descriptor takes it out of the epoll set, and these are never duplicated.
     }
 
-    fn forget_shared(&mut self, fd: BorrowedFd<'_>, _token: Token) {
+    fn forget_shared(&mut self, fd: BorrowedFd<'_>, token: Token) {
+        if token == Token::Tap {
+            self.tap_is_ready = false;
+        }
         // The set knows it by its number and its file: another duplicate of the same number could not be watched (`EEXIST`).
         // Where there is no watch, nothing is lost.
         let _ = self.poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd()));

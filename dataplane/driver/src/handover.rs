@@ -10,21 +10,22 @@
 //! A shard that waits is woken by the eventfd of its mailbox, and only then: before it waits it says so, and looks
 //! once more ([`Post::goes_to_sleep`]); who puts a letter in afterwards sees it ([`Inbox::wake_up`]).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::sys::eventfd::EventFd;
 use usernet_core::config::MacAddr;
 use usernet_core::op::RESERVE_BYTES_MAX;
-use usernet_core::{ForwardId, Input, Offload, Op, ShardId};
+use usernet_core::{ForwardId, Input, LentFlow, Offload, Op, ShardId};
 
 use crate::arena::LARGE_ROOM;
 use crate::backend::Backend;
 use crate::counters::Counter;
 use crate::engine::Engine;
 use crate::listen::Taken;
+use crate::stream::Stream;
 
 /// Letters in an inbox: the first frames of a thousand connections at once.
 const LETTERS_MAX: usize = 2_048;
@@ -49,6 +50,10 @@ pub(crate) enum Letter {
     Client { client: Taken, forward: ForwardId },
     /// A station has this address.
     Neighbor { ip: IpAddr, mac: MacAddr },
+    /// A flow that is lent, or given back, with its socket.
+    Flow(Box<(LentFlow, Stream)>),
+    /// A flow that was lent has ended.
+    Ended { guest: SocketAddr, remote: SocketAddr },
 }
 
 /// Both ends of a bounded queue: any shard puts in, one takes out.
@@ -62,19 +67,41 @@ impl<T> Store<T> {
         let (sender, receiver) = bounded(size);
         Self { sender, receiver }
     }
+}
 
-    fn filled(size: usize, item: impl Fn() -> T) -> Self {
-        let store = Self::new(size);
-        (0..size).for_each(|_| drop(store.sender.try_send(item())));
-        store
+/// Buffers of one size, made as they are needed.
+struct Buffers {
+    store: Store<Box<[u8]>>,
+    len: usize,
+    /// How many may still be made.
+    unmade: AtomicUsize,
+}
+
+impl Buffers {
+    fn new(count: usize, len: usize) -> Self {
+        Self { store: Store::new(count), len, unmade: AtomicUsize::new(count) }
+    }
+
+    fn take(&self) -> Option<Box<[u8]>> {
+        if let Ok(buffer) = self.store.receiver.try_recv() {
+            return Some(buffer);
+        }
+        let one_less = |unmade: usize| unmade.checked_sub(1);
+        let (relaxed, unmade) = (Ordering::Relaxed, &self.unmade);
+        unmade.fetch_update(relaxed, relaxed, one_less).ok()?;
+        Some(vec![0; self.len].into_boxed_slice())
+    }
+
+    fn give_back(&self, buffer: Box<[u8]>) {
+        let _ = self.store.sender.try_send(buffer);
     }
 }
 
 /// Where a shard gets its letters.
 struct Inbox {
     letters: Store<Letter>,
-    small: Store<Box<[u8]>>,
-    large: Store<Box<[u8]>>,
+    small: Buffers,
+    large: Buffers,
     /// It waits, or is about to.
     is_asleep: AtomicBool,
     /// Ends the waiting.
@@ -83,17 +110,16 @@ struct Inbox {
 
 impl Inbox {
     fn new(wake: Arc<EventFd>) -> Self {
-        let zeros = |len| move || vec![0; len].into_boxed_slice();
         Self {
             letters: Store::new(LETTERS_MAX),
-            small: Store::filled(SMALL_BUFFERS, zeros(RESERVE_BYTES_MAX)),
-            large: Store::filled(LARGE_BUFFERS, zeros(LARGE_ROOM)),
+            small: Buffers::new(SMALL_BUFFERS, RESERVE_BYTES_MAX),
+            large: Buffers::new(LARGE_BUFFERS, LARGE_ROOM),
             is_asleep: AtomicBool::new(false),
             wake,
         }
     }
 
-    fn buffers(&self, len: usize) -> &Store<Box<[u8]>> {
+    fn buffers(&self, len: usize) -> &Buffers {
         if len <= RESERVE_BYTES_MAX { &self.small } else { &self.large }
     }
 
@@ -140,11 +166,11 @@ impl Post {
 
     /// A buffer that came with a letter.
     fn give_back(&self, buffer: Box<[u8]>) {
-        let _ = self.inboxes[self.own].buffers(buffer.len()).sender.try_send(buffer);
+        self.inboxes[self.own].buffers(buffer.len()).give_back(buffer);
     }
 
     /// Puts a letter in another's inbox, unless that is full.
-    fn put(&self, to: ShardId, letter: Letter) -> Result<(), Letter> {
+    pub(crate) fn put(&self, to: ShardId, letter: Letter) -> Result<(), Letter> {
         let inbox = &self.inboxes[usize::from(to.0)];
         inbox.letters.sender.try_send(letter).map_err(|full| full.into_inner())?;
         inbox.wake_up();
@@ -160,7 +186,7 @@ impl Post {
         offload: Offload,
     ) -> bool {
         let inbox = &self.inboxes[usize::from(to.0)];
-        let Ok(mut buffer) = inbox.buffers(len).receiver.try_recv() else { return false };
+        let Some(mut buffer) = inbox.buffers(len).take() else { return false };
         let mut rest = &mut buffer[..len];
         for part in parts {
             let (front, behind) = rest.split_at_mut(part.len());
@@ -170,10 +196,10 @@ impl Post {
         match self.put(to, Letter::Frame { buffer, len, offload }) {
             Ok(()) => true,
             Err(Letter::Frame { buffer, .. }) => {
-                let _ = inbox.buffers(buffer.len()).sender.try_send(buffer);
+                inbox.buffers(buffer.len()).give_back(buffer);
                 false
             }
-            Err(Letter::Client { .. } | Letter::Neighbor { .. }) => false,
+            Err(_) => false,
         }
     }
 }
@@ -207,6 +233,11 @@ impl<B: Backend> Engine<B> {
                     self.tell(Input::ClientHandedOver { accepted, forward, peer, local });
                 }
                 Letter::Neighbor { ip, mac } => self.tell(Input::Neighbor { ip, mac }),
+                Letter::Flow(lent) => {
+                    let (flow, stream) = *lent;
+                    self.take_in(flow, stream);
+                }
+                Letter::Ended { guest, remote } => self.shard.forget_lent(guest, remote),
             }
         }
         LETTERS_PER_STEP
@@ -241,7 +272,9 @@ impl<B: Backend> Engine<B> {
         // SAFETY: the core has handed the leases over with the ops; nobody else looks at them.
         let parts = self.run.iter().map(|&span| &*unsafe { arena.span(span) });
         let went = match (&self.post, target) {
-            (Some(post), Some((to, offload))) if len <= LARGE_ROOM => {
+            (Some(post), Some((to, offload)))
+                if len <= LARGE_ROOM && !self.lending.has_unsent() =>
+            {
                 post.put_frame(to, len, parts, offload)
             }
             _ => false,

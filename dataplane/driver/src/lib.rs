@@ -34,6 +34,7 @@ mod events;
 mod exec;
 mod handover;
 mod held;
+mod lending;
 mod listen;
 mod locals;
 pub mod mailbox;
@@ -55,8 +56,8 @@ pub use caps::Caps;
 pub use mailbox::{Gone, Handle, Install, InstallError, NewListener, Status};
 pub use runtime::{Ended, Runtime, Worker, conclude};
 pub use setup::{
-    BUSY_POLL, BackendChoice, DriverError, Link, LinkKind, LinkOffload, NamespaceSockets, Outbound,
-    Setup,
+    BUSY_POLL, BackendChoice, DriverError, Lend, Link, LinkKind, LinkOffload, NamespaceSockets,
+    Outbound, Setup, Threads,
 };
 pub use stream::TCP_INQ;
 pub use tunnel::{ListenError, TunnelEnded, TunnelHandle, TunnelWorker, Wire};

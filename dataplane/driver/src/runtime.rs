@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use usernet_core::op::DatagramKind;
-use usernet_core::{Shard, ShardId};
+use usernet_core::{Shard, ShardId, Share};
 
 use crate::arena::Arena;
 use crate::backend::{Backend, Event, Token};
@@ -127,6 +127,9 @@ impl Worker {
         exit_fds: Vec<OwnedFd>,
         all: Handle,
     ) -> Result<Self, DriverError> {
+        let share = parts.shard.config().share;
+        // A ring takes locked memory, and reads ahead from a queue that is not attached.
+        let choice = if share.own.0 < share.homes { choice } else { BackendChoice::Epoll };
         let engine = match ring(choice)? {
             Ok(ring) => {
                 parts.caps.io_uring = true;
@@ -191,6 +194,7 @@ fn parts(setup: Setup, shards: u8) -> Result<(Vec<Parts>, Vec<OwnedFd>), DriverE
         mut config,
         rules,
         link,
+        lend,
         outbound,
         namespace,
         pcap,
@@ -198,6 +202,10 @@ fn parts(setup: Setup, shards: u8) -> Result<(Vec<Parts>, Vec<OwnedFd>), DriverE
         busy_poll,
     } = setup;
     let Link { fd, further, kind, offload } = link;
+    let homes = match shards.checked_sub(lend.borrowers) {
+        Some(homes @ 1..) if lend.borrowers == 0 || homes == 1 => homes,
+        _ => return Err(DriverError::Limits("one worker lends, and has a queue")),
+    };
     let caps = Caps::probe();
     if !caps.tcp_peek_offset {
         let in_flight = &mut config.limits.in_flight_bytes;
@@ -213,10 +221,14 @@ fn parts(setup: Setup, shards: u8) -> Result<(Vec<Parts>, Vec<OwnedFd>), DriverE
         .map_err(DriverError::system("cannot write the capture file"))?;
     let namespace = namespace.map(|sockets| SharedSockets(Arc::new(Mutex::new(sockets))));
     let part = |(own, queue)| {
-        let config = config.shared_by(shards, ShardId(own));
+        let share = Share { own: ShardId(own), shards, homes };
+        let config = config.shared_by(share);
         let arena = Arena::new(config.limits.leases)?;
         let tap = Tap::new(queue, (kind, offload), &config, capture.clone())
             .map_err(DriverError::system("cannot make the TAP nonblocking"))?;
+        if own >= homes {
+            tap.attach(false).map_err(DriverError::system("cannot detach a queue of the TAP"))?;
+        }
         let namespace = namespace.clone().map(|sockets| Box::new(sockets) as _);
         Ok(Parts {
             shard: Shard::new(config, Arc::clone(&rules)),
@@ -226,6 +238,7 @@ fn parts(setup: Setup, shards: u8) -> Result<(Vec<Parts>, Vec<OwnedFd>), DriverE
             outbound: outbound.clone(),
             namespace,
             busy_poll,
+            lend_below: lend.below,
             post: None,
         })
     };

@@ -13,6 +13,22 @@ use usernet_core::{Config, Rules};
 /// Two wake-ups across cores: an answer that takes longer is not worth staying awake for. Twice as long gained nothing.
 pub const BUSY_POLL: Duration = Duration::from_micros(50);
 
+/// Who is lent flows, and when (decision 16).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lend {
+    /// The workers of so many of the link's queues, the last ones. Where there are any, one worker owns all flows.
+    pub borrowers: u8,
+    /// When that one has waited less than this in 4 ms.
+    pub below: Duration,
+}
+
+impl Lend {
+    /// To so many, while the one that owns the flows is busy all the time.
+    pub const fn to(borrowers: u8) -> Self {
+        Self { borrowers, below: Duration::from_micros(500) }
+    }
+}
+
 /// Which backend shall drive the shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackendChoice {
@@ -35,6 +51,8 @@ pub struct Setup {
     pub rules: Arc<Rules>,
     /// The guest's side.
     pub link: Link,
+    /// Which workers own no flows and are lent some.
+    pub lend: Lend,
     /// Where host-side sockets leave from.
     pub outbound: Outbound,
     /// Sockets in the guest's namespace; none: loopback-to-loopback connections pass the link.
@@ -58,6 +76,25 @@ pub struct Link {
     pub kind: LinkKind,
     /// What it was set to.
     pub offload: LinkOffload,
+}
+
+/// Threads that translate, each with a queue of the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threads {
+    /// Those that own flows.
+    pub owners: u8,
+    /// Those that are lent some. Only one owner lends.
+    pub borrowers: u8,
+}
+
+impl Threads {
+    /// One that does everything.
+    pub const ONE: Self = Self { owners: 1, borrowers: 0 };
+
+    /// Queues that they need.
+    pub const fn queues(self) -> u8 {
+        self.owners + self.borrowers
+    }
 }
 
 /// What a [`Link`] is.

@@ -3,15 +3,19 @@
 //! The rest of the simulator sees one core. A socket is known to it by an id that also says whose it is; frames go to
 //! any shard by chance, as a kernel that has learnt nothing would have it, and what a shard hands over is a [`Letter`].
 
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use usernet_core::config::MacAddr;
 use usernet_core::rules::{Protocol, Rules};
 use usernet_core::{
-    AcceptedId, Config, Counter, FlowInfo, ForwardId, Input, Instant, Offload, Op, Ownership,
-    Shard, ShardId, SocketId, Why,
+    AcceptedId, Config, Counter, FlowInfo, ForwardId, Input, Instant, LentFlow, Offload, Op,
+    Ownership, Shard, ShardId, Share, SocketId, Why,
 };
+
+use crate::host::Stream;
 
 /// Indices of the sockets of one shard, as the simulator has them, lie between multiples of this.
 const SOCKETS: u32 = 1 << 16;
@@ -44,6 +48,40 @@ pub enum Letter {
         /// The station.
         mac: MacAddr,
     },
+    /// A flow that is lent, or given back.
+    Flow(Luggage),
+    /// A flow that was lent has ended.
+    Ended {
+        /// Its end in the guest.
+        guest: SocketAddr,
+        /// The other one, as the guest sees it.
+        remote: SocketAddr,
+    },
+}
+
+/// A flow with its socket.
+#[derive(Clone)]
+pub struct Luggage(Rc<RefCell<Option<(LentFlow, Stream)>>>);
+
+impl Luggage {
+    /// Packs it.
+    pub fn new(flow: LentFlow, stream: Stream) -> Self {
+        Self(Rc::new(RefCell::new(Some((flow, stream)))))
+    }
+
+    /// Unpacks it, once.
+    pub fn open(&self) -> (LentFlow, Stream) {
+        self.0.borrow_mut().take().expect("a letter arrives once")
+    }
+}
+
+impl std::fmt::Debug for Luggage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &*self.0.borrow() {
+            Some((flow, _)) => flow.fmt(f),
+            None => f.write_str("nothing any more"),
+        }
+    }
 }
 
 /// See the [module](self).
@@ -53,10 +91,10 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// So many shards of one guest.
-    pub fn new(count: u8, config: &Config, rules: &Arc<Rules>) -> Self {
-        let configs = (0..count).map(|own| {
-            let mut part = config.shared_by(count, ShardId(own));
+    /// So many shards of one guest, of which so many own flows.
+    pub fn new(shards: u8, homes: u8, config: &Config, rules: &Arc<Rules>) -> Self {
+        let configs = (0..shards).map(|own| {
+            let mut part = config.shared_by(Share { own: ShardId(own), shards, homes });
             // They have one ledger.
             part.limits.leases = config.limits.leases;
             part
@@ -69,6 +107,11 @@ impl Fleet {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.shards.len()
+    }
+
+    /// How many of them own flows.
+    pub fn homes(&self) -> usize {
+        usize::from(self.shards[0].config().share.homes)
     }
 
     /// Whether there is none; there always is.
@@ -133,7 +176,7 @@ impl Fleet {
 }
 
 /// A shard's socket as the simulator knows it.
-fn outside(shard: usize, socket: SocketId) -> SocketId {
+pub fn outside(shard: usize, socket: SocketId) -> SocketId {
     assert!(socket.index < SOCKETS, "indices are dense");
     SocketId { index: socket.index + shard as u32 * SOCKETS, ..socket }
 }

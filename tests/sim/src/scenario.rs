@@ -170,7 +170,10 @@ pub fn build(scenario: Scenario, mut choices: Choices, is_traced: bool) -> World
     // Each shard's part is what a single one would have: a few leases are few enough.
     config.limits.leases *= u32::from(shards);
     config.limits.leases_kept *= u32::from(shards);
-    let mut fleet = Fleet::new(shards, &config, &rules(&config, &access, &letters.datagrams));
+    // Half of those that are several lend flows to each other.
+    let homes = if (config.seed / 3).is_multiple_of(2) { shards } else { 1 };
+    let rules = rules(&config, &access, &letters.datagrams);
+    let mut fleet = Fleet::new(shards, homes, &config, &rules);
     let has_duplicates = weather.from_guest.duplicate > 0 || weather.to_guest.duplicate > 0;
     let mail = Mail::new(has_duplicates);
     let mut env = Env {

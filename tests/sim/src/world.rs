@@ -10,7 +10,7 @@ use usernet_core::{
 
 use crate::conversation::Conversation;
 use crate::env::{Env, Event};
-use crate::fleet::{Fleet, Letter, input_inside, op_outside};
+use crate::fleet::{Fleet, Letter, Luggage, input_inside, op_outside, outside};
 use crate::guest::Guest;
 use crate::host::{Host, Told};
 use crate::link::{Frame, Line};
@@ -310,6 +310,18 @@ impl World {
                     let input = Input::ClientHandedOver { accepted, forward, peer, local };
                     self.handle(to, |shard, now, desk| shard.handle(now, input, desk));
                 }
+                Letter::Flow(luggage) => {
+                    // Its id may be one whose `Close` is among these.
+                    self.run_ops();
+                    let (flow, stream) = luggage.open();
+                    let now = self.env.now;
+                    let socket = self.fleet.shard(to).take_in(now, flow);
+                    self.host.take_in(&mut self.env, stream, outside(to, socket));
+                    self.after_input();
+                }
+                Letter::Ended { guest, remote } => {
+                    self.fleet.shard(to).forget_lent(guest, remote);
+                }
                 Letter::Neighbor { ip, mac } => {
                     let input = Input::Neighbor { ip, mac };
                     self.handle(to, |shard, now, desk| shard.handle(now, input, desk));
@@ -322,7 +334,10 @@ impl World {
     fn post(&mut self, to: ShardId, letter: Letter) {
         let to = usize::from(to.0);
         if self.is_perfect || self.env.is_closing {
-            return self.letters.push_back((to, letter));
+            if self.last_letter <= self.env.now {
+                return self.letters.push_back((to, letter));
+            }
+            return self.env.queue.push(self.last_letter, Event::Letter(to, Box::new(letter)));
         }
         if matches!(letter, Letter::Frame { .. }) && self.env.choices.chance(5) {
             return;
@@ -362,7 +377,38 @@ impl World {
             let mut desk = Desk { shard, ops: &mut self.ops, env: &mut self.env };
             self.fleet.shard(shard).flush(now, &mut desk);
             self.run_ops();
+            self.lend_by_chance(shard);
         }
+    }
+
+    /// Flows go to other shards and come back at any time that they can.
+    fn lend_by_chance(&mut self, from: usize) {
+        let (homes, shards) = (self.fleet.homes(), self.fleet.len());
+        if homes == shards {
+            return;
+        }
+        while let Some((guest, remote)) = self.fleet.shard(from).ended() {
+            self.post(ShardId::FIRST, Letter::Ended { guest, remote });
+        }
+        if !self.env.choices.chance(100) {
+            return;
+        }
+        let now = self.env.now;
+        let shard = self.fleet.shard(from);
+        let portable: Vec<_> = shard.in_bulk(now).chain(shard.quiet(now)).collect();
+        if portable.is_empty() {
+            return;
+        }
+        let socket = portable[self.env.choices.below(portable.len() as u64) as usize];
+        let to = match from < homes {
+            true => homes + self.env.choices.below((shards - homes) as u64) as usize,
+            false => 0,
+        };
+        let to = ShardId(to as u8);
+        let Some(flow) = self.fleet.shard(from).lend(socket, to) else { return };
+        self.env.trace(|| format!("{flow:?} goes from {from} to {to:?}"));
+        let stream = self.host.lend(outside(from, socket));
+        self.post(to, Letter::Flow(Luggage::new(flow, stream)));
     }
 
     fn tell(&mut self, told: Told) {

@@ -15,9 +15,15 @@ use crate::packet::build::IpHeader;
 use crate::packet::{self, Packet, protocol};
 use crate::reassembly::Reassembled;
 use crate::services;
+use crate::tcp::Tcp;
 
 /// The other shard that a packet belongs to; none: it stays here. What is no good is dropped where it comes.
-pub(super) fn other_owner(ctx: &Context<'_>, packet: &Packet, bytes: &[u8]) -> Option<ShardId> {
+pub(super) fn other_owner(
+    ctx: &Context<'_>,
+    tcp: &Tcp,
+    packet: &Packet,
+    bytes: &[u8],
+) -> Option<ShardId> {
     let ownership = ctx.ownership;
     if packet.fragment.is_some() {
         return ownership.elsewhere(ShardId::FIRST);
@@ -26,7 +32,7 @@ pub(super) fn other_owner(ctx: &Context<'_>, packet: &Packet, bytes: &[u8]) -> O
     let &[a, b, c, d, e, f, ..] = payload.first_chunk::<8>()?;
     let (first, second) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
     let owner = match packet.protocol {
-        protocol::TCP => ownership.of_connection(packet.from(first), packet.to(second)),
+        protocol::TCP => return tcp.elsewhere(ownership, packet.from(first), packet.to(second)),
         protocol::UDP if services::dhcp4::is_request(ctx.config, packet.to(second)) => {
             ShardId::FIRST
         }
@@ -44,7 +50,7 @@ pub(super) fn other_owner(ctx: &Context<'_>, packet: &Packet, bytes: &[u8]) -> O
                 if error.protocol != protocol::TCP {
                     return None;
                 }
-                ownership.of_connection(error.to, error.from)
+                return tcp.elsewhere(ownership, error.to, error.from);
             }
             services::echo::Icmp::Other => return None,
         },

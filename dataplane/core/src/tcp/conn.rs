@@ -162,6 +162,8 @@ pub(crate) struct Conn {
     pub(crate) peeking_since: Instant,
     /// It sends in bulk: counted among those that share what may be in flight.
     pub(crate) is_bulk: bool,
+    /// When it last did.
+    pub(crate) bulk_at: Instant,
     pub(crate) duplicate_acks: u8,
     /// While set, and until it is acknowledged, we send again what may be lost: in small steps.
     pub(crate) recover_until: Option<Seq>,
@@ -236,6 +238,7 @@ impl Conn {
             peeking_since: Instant::ZERO,
             lingers: true,
             is_bulk: false,
+            bulk_at: Instant::ZERO,
             duplicate_acks: 0,
             recover_until: None,
             timed: None,

@@ -57,6 +57,7 @@ impl Tcp {
             ctx.count(Counter::TcpClosed);
         }
         self.end_socket(ctx, flow, how);
+        self.note_end(ctx.ownership, flow);
         self.remove(flow);
     }
 

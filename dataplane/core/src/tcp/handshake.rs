@@ -175,7 +175,9 @@ impl Tcp {
         (0..PORTS_TRIED)
             .map(|n| SocketAddr::new(seen.ip(), port_shown(seen.port(), n)))
             .filter(|&remote| ctx.ownership.has_connection(guest, remote))
-            .find(|&remote| self.find(guest, remote).is_none())
+            .find(|&remote| {
+                self.find(guest, remote).is_none() && !self.lent.contains_key(&(guest, remote))
+            })
     }
 
     /// Takes a client's connection through the link: SYN to the guest.

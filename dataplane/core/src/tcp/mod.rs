@@ -26,6 +26,7 @@ mod flood;
 mod from_guest;
 mod handshake;
 mod kept;
+mod lent;
 mod patience;
 mod sack;
 mod segment;
@@ -36,11 +37,12 @@ mod to_guest;
 #[cfg(test)]
 mod tests;
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::hash::{BuildHasher, Hasher as _};
 use core::net::SocketAddr;
 
-use crate::config::Config;
+use crate::config::{Config, ShardId};
 use crate::context::Context;
 use crate::counters::Counter;
 use crate::flows::{FlowInfo, FlowKind};
@@ -57,6 +59,8 @@ use flood::Floods;
 use kept::KeptSpans;
 use patience::Waiting;
 use segment::Segment;
+
+pub use lent::LentFlow;
 
 /// A slot of the table.
 enum Slot {
@@ -91,6 +95,10 @@ pub(crate) struct Tcp {
     shares_at: Instant,
     /// When the table was last asked, for the flows' idle times.
     now: Instant,
+    /// Flows of this shard that are with others, by the guest's view of them.
+    lent: BTreeMap<(SocketAddr, SocketAddr), ShardId>,
+    /// Flows of others that have ended here.
+    ended: Vec<(SocketAddr, SocketAddr)>,
 }
 
 /// When acknowledgements go out that may wait a little.
@@ -122,6 +130,8 @@ impl Tcp {
             shares: 0,
             shares_at: Instant::ZERO,
             now: Instant::ZERO,
+            lent: BTreeMap::new(),
+            ended: Vec::new(),
         }
     }
 
@@ -148,6 +158,15 @@ impl Tcp {
                 let options =
                     if is_syn { Segment::syn_options(packet, bytes) } else { Default::default() };
                 self.on_flow_segment(ctx, flow, &segment, options, lease)
+            }
+            // A SYN that made its forerunner end, which was lent: the guest repeats it, and it comes to its home.
+            None if ctx
+                .ownership
+                .elsewhere(ctx.ownership.of_connection(segment.guest, segment.remote))
+                .is_some() =>
+            {
+                ctx.count(Counter::StaleInputs);
+                false
             }
             None => {
                 self.on_unknown_segment(ctx, &segment, Segment::syn_options(packet, bytes));
@@ -365,6 +384,9 @@ impl Tcp {
 
     /// A slot for a flow; none when the table is full.
     fn add(&mut self, mut conn: Conn) -> Option<u32> {
+        if self.is_full() {
+            return None;
+        }
         conn.patience = self.waiting.patience();
         self.half_open += u32::from(is_half_open(conn.state));
         self.used += 1;
@@ -376,17 +398,17 @@ impl Tcp {
             self.slots[flow as usize] = Slot::Used(conn);
             return Some(flow);
         }
-        if self.slots.len() == self.slots.capacity() {
-            self.half_open -= u32::from(is_half_open(conn.state));
-            self.used -= 1;
-            return None;
-        }
         self.slots.push(Slot::Used(conn));
         Some(self.slots.len() as u32 - 1)
     }
 
     /// Forgets a flow. Its socket has been closed and its leases returned.
     fn remove(&mut self, flow: u32) {
+        self.take(flow);
+    }
+
+    /// Takes a flow out of the table.
+    fn take(&mut self, flow: u32) -> Conn {
         let (guest, remote) = (self.conn(flow).guest, self.conn(flow).remote);
         let hash = self.hash(guest, remote);
         // It is not in there if it was refused before it was one.
@@ -402,6 +424,7 @@ impl Tcp {
         self.half_open -= u32::from(is_half_open(conn.state));
         self.bulk -= u32::from(conn.is_bulk);
         self.used -= 1;
+        conn
     }
 
     fn set_state(&mut self, flow: u32, state: State) {

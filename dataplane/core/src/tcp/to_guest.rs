@@ -189,11 +189,15 @@ impl Tcp {
     /// Counts a flow among those that send in bulk from when it has much in flight until nothing of it is, and nothing is
     /// being looked for: an end of its own data, or a closed window. Who lingers looks for nothing, whatever is still on its way.
     pub(super) fn count_bulk(&mut self, flow: u32) {
+        let now = self.now;
         let conn = self.conn_mut(flow);
         let is_bulk = match conn.in_flight() {
             0 => conn.is_bulk && conn.peeking.is_some() && conn.to_guest != ToGuest::Done,
             bytes => conn.is_bulk || bytes >= BULK,
         };
+        if is_bulk {
+            conn.bulk_at = now;
+        }
         let was_bulk = core::mem::replace(&mut conn.is_bulk, is_bulk);
         self.bulk = self.bulk + u32::from(is_bulk) - u32::from(was_bulk);
     }

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
@@ -19,7 +20,7 @@ use usernet_core::op::DatagramKind;
 use usernet_core::rules::{Access, HostLoopback, Rules};
 use usernet_driver::namespace::take_over;
 use usernet_driver::{
-    BUSY_POLL, BackendChoice, DriverError, Ended, Handle, Link, NamespaceSockets, Outbound,
+    BUSY_POLL, BackendChoice, DriverError, Ended, Handle, Lend, Link, NamespaceSockets, Outbound,
     Runtime, Setup,
 };
 
@@ -146,6 +147,8 @@ pub(crate) struct Options {
     pub(crate) joins_loopback: bool,
     /// The runtime's link is a socket; what comes through it is carried to the TAP.
     pub(crate) is_socket: bool,
+    /// Workers that are lent flows.
+    pub(crate) borrowers: u8,
 }
 
 impl Options {
@@ -157,6 +160,7 @@ impl Options {
             exit_fds: Vec::new(),
             joins_loopback: false,
             is_socket: false,
+            borrowers: 0,
         }
     }
 }
@@ -165,8 +169,8 @@ impl Guest {
     /// A guest that reaches the host's loopback through its gateway.
     pub(crate) fn start(options: &Options) -> Self {
         let namespace = Namespace::new();
-        let is_offloaded = options.is_offloaded;
-        let link = namespace.run(move || tap("tap0", is_offloaded)).expect("a TAP");
+        let (is_offloaded, borrowers) = (options.is_offloaded, options.borrowers);
+        let link = namespace.run(move || tap("tap0", is_offloaded, borrowers)).expect("a TAP");
         let link = if options.is_socket { through_socket(link) } else { link };
         let config = Config { mtu: options.mtu, seed: 1, ..Config::example() };
         let (net4, net6) = (config.net4.expect("IPv4"), config.net6.expect("IPv6"));
@@ -197,6 +201,8 @@ impl Guest {
             pcap: None,
             exit_fds: options.exit_fds.iter().map(duplicate).collect(),
             busy_poll: BUSY_POLL,
+            // As if it were always busy: whether it is depends on the machine.
+            lend: Lend { borrowers: options.borrowers, below: Duration::MAX },
         };
         let (runtime, handle) = Runtime::new(setup).expect("a runtime");
         let runtime = Some(thread::spawn(move || runtime.run()));
@@ -270,8 +276,18 @@ fn wait_for_address(address: Ipv6Addr) {
     panic!("{address} does not come up");
 }
 
-/// A TAP in the namespace of the calling thread.
-fn tap(name: &str, is_offloaded: bool) -> io::Result<Link> {
+/// A TAP in the namespace of the calling thread, with so many queues more than one.
+fn tap(name: &str, is_offloaded: bool, further: u8) -> io::Result<Link> {
+    let kind = if further > 0 { libc::IFF_MULTI_QUEUE } else { 0 };
+    let mut link = take_over(queue(name, is_offloaded, kind)?)?;
+    assert_eq!(link.offload.tso, is_offloaded, "what it was opened for");
+    link.further = (0..further)
+        .map(|_| Ok(take_over(queue(name, is_offloaded, kind)?)?.fd))
+        .collect::<io::Result<_>>()?;
+    Ok(link)
+}
+
+fn queue(name: &str, is_offloaded: bool, kind: i32) -> io::Result<OwnedFd> {
     // SAFETY: a constant path.
     let fd = unsafe { libc::open(c"/dev/net/tun".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
     check(fd)?;
@@ -283,12 +299,10 @@ fn tap(name: &str, is_offloaded: bool) -> io::Result<Link> {
         *to = from as _;
     }
     let vnet = if is_offloaded { libc::IFF_VNET_HDR } else { 0 };
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | vnet) as _;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | vnet | kind) as _;
     // SAFETY: the request is as the ioctl wants it.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
-    let link = take_over(tap)?;
-    assert_eq!(link.offload.tso, is_offloaded, "what it was opened for");
-    Ok(link)
+    Ok(tap)
 }
 
 fn check(result: i32) -> io::Result<()> {

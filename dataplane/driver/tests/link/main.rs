@@ -5,6 +5,7 @@
 mod guest;
 
 mod datagrams;
+mod lending;
 mod outward;
 mod packets;
 mod streams;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 use usernet_core::Config;
 use usernet_core::rules::{Access, HostLoopback, Rules};
-use usernet_driver::{BUSY_POLL, Ended, Handle, Link, Outbound, Runtime, Setup};
+use usernet_driver::{BUSY_POLL, Ended, Handle, Lend, Link, Outbound, Runtime, Setup};
 
 use crate::guest::{Guest, Options, Pattern};
 
@@ -54,6 +54,7 @@ impl Peer {
             pcap: None,
             exit_fds: vec![],
             busy_poll: BUSY_POLL,
+            lend: Lend::to(0),
         };
         let (runtime, handle) = Runtime::new(setup).expect("a runtime");
         let runtime = thread::spawn(move || runtime.run().expect("no error"));

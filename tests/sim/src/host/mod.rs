@@ -16,7 +16,7 @@ use usernet_core::{AcceptedId, HostError, LeaseId, LocalId, Op, PeekedThen, Sock
 use crate::conversation::Answer;
 use crate::env::{Env, Event};
 use datagram::{Datagrams, Port};
-use stream::Stream;
+pub use stream::Stream;
 
 /// What the core is to be told: an input whose bytes lie in a lease.
 #[derive(Debug)]
@@ -347,6 +347,27 @@ impl Host {
         }
         env.conversations[*conversation].guest.is_done = true;
         Some(Told::SpliceEnded(id))
+    }
+
+    /// A flow leaves its shard: nobody is told of its socket until it has arrived.
+    pub fn lend(&mut self, socket: SocketId) -> Stream {
+        match self.sockets.remove(&socket.index) {
+            Some((id, Socket::Stream(stream))) if id == socket => stream,
+            _ => panic!("{socket:?} is lent, and is no open stream socket"),
+        }
+    }
+
+    /// It has arrived, and is called so there. What happened meanwhile is told.
+    pub fn take_in(&mut self, env: &mut Env, mut stream: Stream, socket: SocketId) {
+        self.claim(socket, "a flow that is lent");
+        stream.is_now(socket);
+        let conversation = stream.conversation;
+        self.sockets.insert(socket.index, (socket, Socket::Stream(stream)));
+        env.conversations[conversation].host.socket = Some(socket);
+        env.soon(Event::Readable(socket));
+        if env.conversations[conversation].host.has_reset {
+            env.soon(Event::Failed(socket, HostError::Reset));
+        }
     }
 
     /// Whether the core may still be told of the socket.

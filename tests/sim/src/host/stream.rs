@@ -28,7 +28,7 @@ struct Peek {
 }
 
 /// A stream socket.
-pub(super) struct Stream {
+pub struct Stream {
     socket: SocketId,
     pub(super) conversation: usize,
     state: State,
@@ -58,6 +58,13 @@ impl Stream {
         self.state = State::Open;
         self.is_armed = true;
         env.soon(Event::Readable(self.socket));
+    }
+
+    /// It is called so from now on, and there is an edge to be told.
+    pub(super) fn is_now(&mut self, socket: SocketId) {
+        assert!(self.peek.is_none() && self.run.spans.is_empty(), "nothing of it is outstanding");
+        self.socket = socket;
+        self.is_armed = true;
     }
 
     pub(super) fn has_failed(&self) -> bool {

@@ -4,7 +4,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
-use crate::config::{Config, MacAddr, ShardId};
+use crate::config::{Config, MacAddr, ShardId, Share};
 use crate::counters::Counter;
 use crate::op::{AcceptedId, Checksum, ForwardId, Gso, Input, Offload, Op};
 use crate::ownership::Ownership;
@@ -23,7 +23,7 @@ fn fleet() -> Vec<World> {
     let whole = Config::example();
     (0..SHARDS)
         .map(|own| {
-            let config = whole.shared_by(SHARDS, ShardId(own));
+            let config = whole.shared_by(Share::among(SHARDS, ShardId(own)));
             let access = Access::new(&config, HostLoopback::None);
             let forward = forward(Protocol::Tcp, (8080, 8080), 80);
             let resolvers = vec![at("192.0.2.53:53")];

@@ -1,0 +1,181 @@
+//! Flows in bulk that go to a thread with nothing else to do, as long as there are several and this one is busy.
+//!
+//! One thread serves small messages best: who has answered the client's question is awake for the server's answer. Several
+//! downloads at a time keep it busy all the time, though, while other cores are not, and what a flow's thread copies stays in
+//! its core's cache. So one shard owns all flows, and *lends* half of those in bulk to a second one ([`Shard::lend`]), with
+//! their sockets, until they are quiet (decision 16). The second one's queue of the device is attached only while it has
+//! something: the kernel gives the first frames of a flow to any queue.
+//!
+//! [`Shard::lend`]: usernet_core::Shard::lend
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use usernet_core::{Input, Instant, LentFlow, ShardId, SocketId};
+
+use crate::backend::{Backend, Token};
+use crate::counters::Counter;
+use crate::engine::Engine;
+use crate::errno::host_error;
+use crate::handover::Letter;
+use crate::stream::Stream;
+use crate::table::Socket;
+
+/// How often it is asked whether there is too much to do.
+const WINDOW: Duration = Duration::from_millis(4);
+
+/// How often those that were lent are looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How long a queue without flows stays attached.
+const ATTACHED_FOR: Duration = Duration::from_secs(1);
+
+/// See the [module](self).
+pub(crate) struct Lending {
+    /// Who waits less than this in a window is busy.
+    below: Duration,
+    /// Begin of the window, and how long had been waited by then.
+    since: Instant,
+    idle: Duration,
+    /// When those that were lent are looked at next.
+    pub(crate) look_at: Option<Instant>,
+    /// When one of them was last in bulk.
+    bulk_at: Instant,
+    /// Letters that found the inbox full: before anything else goes there, they do.
+    unsent: VecDeque<(ShardId, Letter)>,
+}
+
+impl Lending {
+    pub(crate) fn new(below: Duration) -> Self {
+        Self {
+            below,
+            since: Instant::ZERO,
+            idle: Duration::ZERO,
+            look_at: None,
+            bulk_at: Instant::ZERO,
+            unsent: VecDeque::new(),
+        }
+    }
+
+    /// Whether something waits for room in an inbox.
+    pub(crate) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+}
+
+impl<B: Backend> Engine<B> {
+    /// The turn ends: flows are lent, or given back.
+    pub(crate) fn balance(&mut self) {
+        let share = self.shard.config().share;
+        if share.shards == share.homes {
+            return;
+        }
+        while let Some((guest, remote)) = self.shard.ended() {
+            self.send_surely(ShardId::FIRST, Letter::Ended { guest, remote });
+        }
+        self.send_unsent();
+        if share.own.0 < share.homes {
+            self.lend_some();
+        } else {
+            self.give_back();
+        }
+    }
+
+    fn lend_some(&mut self) {
+        let wall = self.now.since(self.lending.since);
+        if wall < WINDOW {
+            return;
+        }
+        let waited = self.idle - self.lending.idle;
+        (self.lending.since, self.lending.idle) = (self.now, self.idle);
+        // A window that lasted long was slept through.
+        if waited >= self.lending.below {
+            return;
+        }
+        let in_bulk: Vec<SocketId> = self.shard.in_bulk(self.now).collect();
+        let more = in_bulk.len().saturating_sub(self.shard.lent());
+        let to = ShardId(self.shard.config().share.homes);
+        for &socket in &in_bulk[..more / 2] {
+            self.lend(socket, to);
+        }
+    }
+
+    fn give_back(&mut self) {
+        if self.lending.look_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        let quiet: Vec<SocketId> = self.shard.quiet(self.now).collect();
+        for socket in quiet {
+            self.lend(socket, ShardId::FIRST);
+        }
+        if self.shard.in_bulk(self.now).next().is_some() {
+            self.lending.bulk_at = self.now;
+        }
+        self.lending.look_at = Some(self.now + LOOK);
+        if self.now.since(self.lending.bulk_at) >= ATTACHED_FOR {
+            self.lending.look_at = None;
+            self.detach_queue();
+        }
+    }
+
+    fn lend(&mut self, socket: SocketId, to: ShardId) {
+        if !self.table.stream(socket).is_some_and(Stream::is_portable) {
+            return;
+        }
+        let Some(flow) = self.shard.lend(socket, to) else { return };
+        let Some(Socket::Stream(stream)) = self.table.take(socket) else {
+            unreachable!("it has just been looked at")
+        };
+        self.backend.forget_shared(stream.fd(), Token::socket(socket));
+        self.count(Counter::FlowsLent);
+        self.send_surely(to, Letter::Flow(Box::new((flow, stream))));
+    }
+
+    /// A flow that another shard has lent, or given back.
+    pub(crate) fn take_in(&mut self, flow: LentFlow, stream: Stream) {
+        // Its id may be one whose `Close` waits to be run.
+        self.run_ops();
+        self.attach_queue();
+        let socket = self.shard.take_in(self.now, flow);
+        match self.backend.watch(stream.fd(), Token::socket(socket)) {
+            Ok(()) => self.table.insert(socket, Socket::Stream(stream)),
+            Err(error) => self.tell(Input::Failed { socket, error: host_error(&error) }),
+        }
+    }
+
+    /// A letter that must not get lost.
+    fn send_surely(&mut self, to: ShardId, letter: Letter) {
+        self.lending.unsent.push_back((to, letter));
+        self.send_unsent();
+    }
+
+    fn send_unsent(&mut self) {
+        let Some(post) = &self.post else { return };
+        while let Some((to, letter)) = self.lending.unsent.pop_front() {
+            if let Err(letter) = post.put(to, letter) {
+                return self.lending.unsent.push_front((to, letter));
+            }
+        }
+    }
+
+    fn attach_queue(&mut self) {
+        let share = self.shard.config().share;
+        if share.own.0 < share.homes || self.lending.look_at.is_some() {
+            return;
+        }
+        self.lending.bulk_at = self.now;
+        self.lending.look_at = Some(self.now + LOOK);
+        let attached = self.tap.attach(true);
+        if attached.and_then(|()| self.backend.watch(self.tap.fd(), Token::Tap)).is_err() {
+            // All comes by its home then.
+            self.count(Counter::QueueErrors);
+        }
+    }
+
+    fn detach_queue(&mut self) {
+        self.backend.forget_shared(self.tap.fd(), Token::Tap);
+        if self.tap.attach(false).is_err() {
+            self.count(Counter::QueueErrors);
+        }
+    }
+}

@@ -373,8 +373,10 @@ impl<B: Backend> Engine<B> {
             return Some(Duration::ZERO);
         }
         let deadline = self.shard.next_deadline().map(|(at, _)| at);
-        let own = [self.trim_at, self.accept_again_at, self.retries.at(), self.lending.look_at];
-        let next = own.into_iter().chain([deadline]).flatten().min()?;
+        let lending = [self.lending.look_at, self.lending.retry_at];
+        let own = [self.trim_at, self.accept_again_at, self.retries.at()];
+        let own = own.into_iter().chain(lending);
+        let next = own.chain([deadline]).flatten().min()?;
         Some(next.since(clock()))
     }
 

@@ -27,8 +27,11 @@ const WINDOW: Duration = Duration::from_millis(4);
 /// How often those that were lent are looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How long a queue without flows stays attached.
-const ATTACHED_FOR: Duration = Duration::from_secs(1);
+/// After so long without bulk they are looked at so rarely, and a queue without flows is detached.
+const RARELY: Duration = Duration::from_secs(1);
+
+/// When a letter that found an inbox full is tried again.
+const UNSENT: Duration = Duration::from_millis(1);
 
 /// See the [module](self).
 pub(crate) struct Lending {
@@ -43,6 +46,8 @@ pub(crate) struct Lending {
     bulk_at: Instant,
     /// Letters that found the inbox full: before anything else goes there, they do.
     unsent: VecDeque<(ShardId, Letter)>,
+    /// When that is tried again.
+    pub(crate) retry_at: Option<Instant>,
 }
 
 impl Lending {
@@ -54,6 +59,7 @@ impl Lending {
             look_at: None,
             bulk_at: Instant::ZERO,
             unsent: VecDeque::new(),
+            retry_at: None,
         }
     }
 
@@ -111,8 +117,12 @@ impl<B: Backend> Engine<B> {
         if self.shard.in_bulk(self.now).next().is_some() {
             self.lending.bulk_at = self.now;
         }
-        self.lending.look_at = Some(self.now + LOOK);
-        if self.now.since(self.lending.bulk_at) >= ATTACHED_FOR {
+        if self.now.since(self.lending.bulk_at) < RARELY {
+            self.lending.look_at = Some(self.now + LOOK);
+        } else if self.table.in_use() > 0 {
+            // What is here has something that keeps it from going home.
+            self.lending.look_at = Some(self.now + RARELY);
+        } else {
             self.lending.look_at = None;
             self.detach_queue();
         }
@@ -150,9 +160,11 @@ impl<B: Backend> Engine<B> {
     }
 
     fn send_unsent(&mut self) {
+        self.lending.retry_at = None;
         let Some(post) = &self.post else { return };
         while let Some((to, letter)) = self.lending.unsent.pop_front() {
             if let Err(letter) = post.put(to, letter) {
+                self.lending.retry_at = Some(self.now + UNSENT);
                 return self.lending.unsent.push_front((to, letter));
             }
         }

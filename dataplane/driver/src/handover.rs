@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //!
-//! Each shard has an inbox: a bounded channel without locks that the other shards put letters in. A frame is copied into
+//! Each shard has an inbox: a channel without locks, and with a bound, that the other shards put letters in. A frame is copied into
 //! a buffer of the inbox and from there into a lease of its shard: two copies, which only the first frames of a flow pay
 //! for. The buffers come from two stores, because most of those frames are small. A store or a channel that is empty or
 //! full is a lost frame, which is counted, as on any link.
@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::sys::eventfd::EventFd;
 use usernet_core::config::MacAddr;
 use usernet_core::op::RESERVE_BYTES_MAX;
@@ -56,15 +56,15 @@ pub(crate) enum Letter {
     Ended { guest: SocketAddr, remote: SocketAddr },
 }
 
-/// Both ends of a bounded queue: any shard puts in, one takes out.
+/// Both ends of a queue: any shard puts in, one takes out. It has memory for what is in it, which others bound.
 struct Store<T> {
     sender: Sender<T>,
     receiver: Receiver<T>,
 }
 
 impl<T> Store<T> {
-    fn new(size: usize) -> Self {
-        let (sender, receiver) = bounded(size);
+    fn new() -> Self {
+        let (sender, receiver) = unbounded();
         Self { sender, receiver }
     }
 }
@@ -79,7 +79,7 @@ struct Buffers {
 
 impl Buffers {
     fn new(count: usize, len: usize) -> Self {
-        Self { store: Store::new(count), len, unmade: AtomicUsize::new(count) }
+        Self { store: Store::new(), len, unmade: AtomicUsize::new(count) }
     }
 
     fn take(&self) -> Option<Box<[u8]>> {
@@ -111,7 +111,7 @@ struct Inbox {
 impl Inbox {
     fn new(wake: Arc<EventFd>) -> Self {
         Self {
-            letters: Store::new(LETTERS_MAX),
+            letters: Store::new(),
             small: Buffers::new(SMALL_BUFFERS, RESERVE_BYTES_MAX),
             large: Buffers::new(LARGE_BUFFERS, LARGE_ROOM),
             is_asleep: AtomicBool::new(false),
@@ -172,7 +172,11 @@ impl Post {
     /// Puts a letter in another's inbox, unless that is full.
     pub(crate) fn put(&self, to: ShardId, letter: Letter) -> Result<(), Letter> {
         let inbox = &self.inboxes[usize::from(to.0)];
-        inbox.letters.sender.try_send(letter).map_err(|full| full.into_inner())?;
+        // Others may do the same at this moment: a few more do no harm.
+        if inbox.letters.sender.len() >= LETTERS_MAX {
+            return Err(letter);
+        }
+        inbox.letters.sender.try_send(letter).map_err(|gone| gone.into_inner())?;
         inbox.wake_up();
         Ok(())
     }

@@ -272,10 +272,9 @@ impl Stream {
         self.peek_in_kernel(arena, request, leases, waste)
     }
 
-    /// Whether it is nothing but its socket: nothing of it waits here.
+    /// Whether nothing of it is in memory that is not its own. What was read of it instead goes with it.
     pub(crate) fn is_portable(&mut self) -> bool {
         self.phase == Phase::Open
-            && self.held.is_none()
             && self.parked.as_ref().is_none_or(|parked| parked.run.is_empty() && !parked.shutdown)
             && self.settle().is_ok()
             && self.to_consume == 0

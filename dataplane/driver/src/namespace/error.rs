@@ -133,7 +133,8 @@ impl AttachError {
             (Step::OpenTun, _) | (Step::CreateTap | Step::MakeTunnel, Errno::ENOTTY) => {
                 Self::NoTun { source }
             }
-            (Step::CreateTap, Errno::EBUSY) => {
+            // `EINVAL`: one of that name is there, and of another kind: with other queues, or a TUN (`tun_set_iff`).
+            (Step::CreateTap, Errno::EBUSY | Errno::EINVAL) => {
                 Self::TapExists { name: request.tap_name.clone(), target }
             }
             (Step::MakeTunnel, Errno::EBUSY) => {

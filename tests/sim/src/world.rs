@@ -230,10 +230,13 @@ impl World {
 
     fn tick(&mut self) {
         let before = self.fleet.next_deadline();
-        for shard in self.fleet.due(self.env.now) {
-            self.handle(shard, |shard, now, desk| shard.handle(now, Input::Tick, desk));
+        // What one shard's tick sends to another may be due there at once.
+        for _ in 0..=self.fleet.len() {
+            for shard in self.fleet.due(self.env.now) {
+                self.handle(shard, |shard, now, desk| shard.handle(now, Input::Tick, desk));
+            }
+            self.flush();
         }
-        self.flush();
         let after = self.fleet.next_deadline();
         let now = self.env.now;
         assert!(
@@ -421,8 +424,9 @@ impl World {
             Told::Readable(socket) => self.give(Input::Readable { socket }),
             Told::Spliced(socket) => self.give(Input::Spliced { socket }),
             Told::SpliceEnded(socket) => {
-                self.give(Input::SpliceEnded { socket, to_guest: 0, from_guest: 0 });
+                // Both descriptors are closed before it is told: from then on the id may be another's.
                 self.host.forget(&mut self.env, socket);
+                self.give(Input::SpliceEnded { socket, to_guest: 0, from_guest: 0 });
             }
             Told::Opened(socket, local) => self.give(Input::Opened { socket, local }),
             Told::Peeked(socket, leases, last_then) => {

@@ -404,19 +404,30 @@ impl Tcp {
 
     /// Forgets a flow. Its socket has been closed and its leases returned.
     fn remove(&mut self, flow: u32) {
-        self.take(flow);
+        self.unlink(flow);
+        let next = self.free.replace(flow);
+        self.slots[flow as usize] = Slot::Free { next };
     }
 
-    /// Takes a flow out of the table.
+    /// Takes a flow out of the table, for another one.
     fn take(&mut self, flow: u32) -> Conn {
+        self.unlink(flow);
+        let next = self.free.replace(flow);
+        let slot = core::mem::replace(&mut self.slots[flow as usize], Slot::Free { next });
+        let Slot::Used(conn) = slot else { unreachable!("a flow is taken once") };
+        conn
+    }
+
+    /// Nothing but its slot knows it any more.
+    fn unlink(&mut self, flow: u32) {
         let (guest, remote) = (self.conn(flow).guest, self.conn(flow).remote);
         let hash = self.hash(guest, remote);
         // It is not in there if it was refused before it was one.
         self.index.remove(hash, flow);
         self.wheel.cancel(flow);
-        let next = self.free.replace(flow);
-        let slot = core::mem::replace(&mut self.slots[flow as usize], Slot::Free { next });
-        let Slot::Used(conn) = slot else { unreachable!("a flow is removed once") };
+        let Slot::Used(conn) = &self.slots[flow as usize] else {
+            unreachable!("a flow is removed once")
+        };
         assert!(
             conn.socket.is_none() && conn.kept.leases + conn.ahead.leases == 0,
             "nothing is left behind"
@@ -424,7 +435,6 @@ impl Tcp {
         self.half_open -= u32::from(is_half_open(conn.state));
         self.bulk -= u32::from(conn.is_bulk);
         self.used -= 1;
-        conn
     }
 
     fn set_state(&mut self, flow: u32, state: State) {

@@ -3,7 +3,7 @@
 //! Every shard computes it from the guest's addresses alone, so there is no directory to ask, to keep or to lock: a TCP
 //! flow belongs to a shard by both of its ends, everything of a UDP port or an echo identifier by the guest's end, because
 //! its mapping is the same whatever it leads to (RFC 4787, REQ-1). The hash is keyed, so that nobody outside can
-//! choose a shard.
+//! choose a shard. What that says is a flow's home; where it is lent, its home knows to whom (`tcp/lent.rs`).
 
 use core::hash::BuildHasher;
 use core::net::{IpAddr, SocketAddr};
@@ -84,12 +84,18 @@ impl Ownership {
 
     /// The shard of a TCP flow; the remote end as the guest sees it.
     pub(crate) fn of_connection(&self, guest: SocketAddr, remote: SocketAddr) -> ShardId {
+        if self.homes == 1 {
+            return ShardId::FIRST;
+        }
         let ends = (guest.ip(), guest.port(), remote.ip(), remote.port());
         self.scaled(self.hasher.hash_one(ends))
     }
 
     /// The shard of everything that a UDP port of the guest speaks.
     pub(crate) fn of_port(&self, guest: SocketAddr) -> ShardId {
+        if self.homes == 1 {
+            return ShardId::FIRST;
+        }
         self.scaled(self.hasher.hash_one((guest.ip(), guest.port())))
     }
 

@@ -168,12 +168,17 @@ impl Shard {
         self.tcp.flush(&mut ctx, Acks::AtTheEnd);
     }
 
-    /// Sockets of the flows that send in bulk to the guest, and could be lent now.
+    /// How many flows send in bulk to the guest.
+    pub fn bulk(&self) -> usize {
+        self.tcp.bulk()
+    }
+
+    /// Sockets of the flows that send in bulk to the guest, or did a moment ago, and could be lent now. Looks at every flow.
     pub fn in_bulk(&self, now: Instant) -> impl Iterator<Item = SocketId> + '_ {
         self.tcp.in_bulk(now)
     }
 
-    /// Sockets of the flows that are quiet, and could go to their home now.
+    /// Sockets of the flows that are quiet, and could go to their home now. Looks at every flow.
     pub fn quiet(&self, now: Instant) -> impl Iterator<Item = SocketId> + '_ {
         self.tcp.quiet(now)
     }

@@ -89,6 +89,11 @@ impl Sockets {
         if is_kept { self.reserved += 1 } else { self.reserved -= 1 }
     }
 
+    /// How many places are kept.
+    pub(crate) fn reserved(&self) -> u32 {
+        self.reserved
+    }
+
     /// The owner, unless the id is stale.
     pub(crate) fn owner(&self, id: SocketId) -> Option<Owner> {
         let entry = self.entries.get(id.index as usize)?;

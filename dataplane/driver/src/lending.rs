@@ -98,10 +98,14 @@ impl<B: Backend> Engine<B> {
         if waited >= self.lending.below {
             return;
         }
-        let in_bulk: Vec<SocketId> = self.shard.in_bulk(self.now).collect();
-        let more = in_bulk.len().saturating_sub(self.shard.lent());
+        // Flows are only looked at where some will go.
+        let half = self.shard.bulk().saturating_sub(self.shard.lent()) / 2;
+        if half == 0 {
+            return;
+        }
+        let in_bulk: Vec<SocketId> = self.shard.in_bulk(self.now).take(half).collect();
         let to = ShardId(self.shard.config().share.homes);
-        for &socket in &in_bulk[..more / 2] {
+        for socket in in_bulk {
             self.lend(socket, to);
         }
     }

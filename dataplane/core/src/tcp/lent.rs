@@ -65,6 +65,11 @@ impl Tcp {
         self.conns().map(|(_, conn)| conn).filter(|conn| is_portable(conn))
     }
 
+    /// How many flows send in bulk to the guest.
+    pub(crate) fn bulk(&self) -> usize {
+        self.bulk as usize
+    }
+
     /// How many flows of this shard are elsewhere.
     pub(crate) fn lent(&self) -> usize {
         self.lent.len()

@@ -341,6 +341,7 @@ impl Tcp {
         assert_eq!(leases, self.kept.in_use(), "every kept lease is in one queue");
         assert_eq!(half_open, self.half_open, "half-open flows are counted");
         assert_eq!(bulk, self.bulk, "flows that send in bulk are counted");
+        assert_eq!(self.lent.len(), sockets.reserved() as usize, "what is lent can come back");
         self.waiting.check();
         owned
     }

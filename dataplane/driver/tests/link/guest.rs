@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
@@ -54,6 +54,27 @@ impl Pattern {
             word.copy_from_slice(&self.0.to_le_bytes()[..word.len()]);
         }
     }
+}
+
+/// How long anything may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the runtime has counted by now.
+pub(crate) fn counter(guest: &Guest, name: &str) -> u64 {
+    let status = guest.handle.status().expect("running");
+    status.counters.iter().find(|(known, _)| *known == name).expect("a counter").1
+}
+
+/// Whether it is so in time.
+pub(crate) fn becomes(mut is_so: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while !is_so() {
+        if start.elapsed() >= PATIENCE {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    true
 }
 
 /// A port of the host's, of both families, that refuses as long as the socket lives. One that was given back could be

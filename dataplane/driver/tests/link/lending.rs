@@ -5,16 +5,13 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use crate::guest::{Guest, Options, Pattern};
+use crate::guest::{Guest, Options, PATIENCE, Pattern, becomes, counter};
 
 on_both_backends! {
     several_downloads_are_lent_arrive_whole_and_come_back,
     one_download_stays_where_it_is,
 }
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is sent, over and over.
 const BLOCK: usize = 1 << 20;
@@ -90,22 +87,6 @@ fn ask(stream: &mut TcpStream) -> io::Result<()> {
     if answer[0] == ASK { Ok(()) } else { Err(io::Error::other("another answer")) }
 }
 
-fn counter(guest: &Guest, name: &str) -> u64 {
-    let status = guest.handle.status().expect("running");
-    status.counters.iter().find(|(known, _)| *known == name).expect("a counter").1
-}
-
-fn becomes(mut is_so: impl FnMut() -> bool) -> bool {
-    let start = Instant::now();
-    while !is_so() {
-        if start.elapsed() >= PATIENCE {
-            return false;
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    true
-}
-
 /// So many connections with a server of their own each.
 fn connected(guest: &Guest, count: usize, block: &Arc<[u8]>) -> Vec<TcpStream> {
     let (gateway, loopback) = guest.gateways()[0];
@@ -140,7 +121,7 @@ fn download_all(
         stop.store(true, Ordering::Relaxed);
         let bytes = downloads.into_iter().map(|d| d.join().expect("no panic").expect("all of it"));
         let bytes = bytes.collect();
-        assert!(was_enough, "none was lent: {bytes:?} bytes");
+        assert!(was_enough, "it has not come about: {bytes:?} bytes");
         bytes
     })
 }
@@ -168,10 +149,8 @@ fn one_download_stays_where_it_is(options: &Options) {
     let guest = Guest::start(&Options { borrowers: 1, ..options.clone() });
     let block = block();
     let mut streams = connected(&guest, 1, &block);
-    let wait = || {
-        thread::sleep(Duration::from_millis(300));
-        true
-    };
-    download_all(&mut streams, &block, wait);
+    // Hundreds of times what several need to be lent.
+    let is_enough = || counter(&guest, "bytes_to_guest") >= 256 << 20;
+    download_all(&mut streams, &block, || becomes(is_enough));
     assert_eq!(counter(&guest, "driver_flows_lent"), 0);
 }

@@ -5,14 +5,12 @@ use std::net::{
     IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
 };
 use std::thread;
-use std::time::{Duration, Instant};
 
-use crate::guest::{Guest, Options, refusing_port};
+use crate::guest::{Guest, Options, PATIENCE, becomes, counter, refusing_port};
 use usernet_core::rules::{Outward, Protocol};
 use usernet_core::{FlowKind, ForwardId};
 use usernet_driver::{Install, NewListener};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
@@ -55,24 +53,8 @@ fn connect(guest: &Guest, to: SocketAddr) -> TcpStream {
     stream
 }
 
-fn counter(guest: &Guest, name: &str) -> u64 {
-    let status = guest.handle.status().expect("running");
-    status.counters.iter().find(|(known, _)| *known == name).expect("a counter").1
-}
-
 fn eventually(what: &str, is_so: impl FnMut() -> bool) {
     assert!(becomes(is_so), "{what}");
-}
-
-fn becomes(mut is_so: impl FnMut() -> bool) -> bool {
-    let start = Instant::now();
-    while !is_so() {
-        if start.elapsed() >= PATIENCE {
-            return false;
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    true
 }
 
 fn both_directions_of_a_connection_end_each_for_itself(options: &Options) {

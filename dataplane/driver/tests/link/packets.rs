@@ -11,9 +11,8 @@ use usernet_core::Config;
 use usernet_core::rules::{Access, HostLoopback, Rules};
 use usernet_driver::{BUSY_POLL, Ended, Handle, Lend, Link, Outbound, Runtime, Setup};
 
-use crate::guest::{Guest, Options, Pattern};
+use crate::guest::{Guest, Options, PATIENCE, Pattern};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const PEER_MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 
 on_both_backends! {

@@ -6,12 +6,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::guest::{Guest, Options, Pattern, refusing_port};
+use crate::guest::{Guest, Options, PATIENCE, Pattern, refusing_port};
 use usernet_core::ForwardId;
 use usernet_core::rules::{Access, Forward, HostLoopback, Protocol, Rules};
 use usernet_driver::{Ended, Install, NewListener};
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 on_both_backends! {
     bytes_arrive_in_both_directions_at_once,

@@ -210,6 +210,7 @@ pub fn build(scenario: Scenario, mut choices: Choices, is_traced: bool) -> World
         ops: Vec::new(),
         letters: VecDeque::new(),
         last_letter: Instant::ZERO,
+        lent: 0,
         queue: 0,
         gathered: Vec::new(),
         inputs: 0,

@@ -40,6 +40,8 @@ pub struct Summary {
     pub floods: u64,
     /// Frames and clients that came to another shard than their own.
     pub handed_over: u64,
+    /// Flows that went to another shard, or came back.
+    pub lent: u64,
 }
 
 /// Everything.
@@ -60,6 +62,8 @@ pub struct World {
     pub(crate) letters: std::collections::VecDeque<(usize, Letter)>,
     /// When the last of those that take their time arrives.
     pub(crate) last_letter: Instant,
+    /// Flows that went to another shard, or came back.
+    pub(crate) lent: u64,
     /// The shard that frames go to at the moment.
     pub(crate) queue: usize,
     /// Parts of a frame that is being handed over.
@@ -117,6 +121,7 @@ impl World {
             floods: self.fleet.counted(Counter::TcpFloods),
             handed_over: self.fleet.counted(Counter::HandedOver)
                 + self.fleet.counted(Counter::ClientsHandedOver),
+            lent: self.lent,
         }
     }
 
@@ -411,6 +416,7 @@ impl World {
         let Some(flow) = self.fleet.shard(from).lend(socket, to) else { return };
         self.env.trace(|| format!("{flow:?} goes from {from} to {to:?}"));
         let stream = self.host.lend(outside(from, socket));
+        self.lent += 1;
         self.post(to, Letter::Flow(Luggage::new(flow, stream)));
     }
 

@@ -22,6 +22,7 @@ fn every_seed_of_every_scenario_keeps_the_rules() {
     let failures = Mutex::new(Vec::new());
     let (conversations, stuck) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let (handed_over, floods) = (AtomicU64::new(0), AtomicU64::new(0));
+    let lent = AtomicU64::new(0);
     let work = || {
         loop {
             let job = next.fetch_add(1, Ordering::Relaxed);
@@ -37,6 +38,7 @@ fn every_seed_of_every_scenario_keeps_the_rules() {
                     stuck.fetch_add(summary.stuck, Ordering::Relaxed);
                     handed_over.fetch_add(summary.handed_over, Ordering::Relaxed);
                     floods.fetch_add(summary.floods, Ordering::Relaxed);
+                    lent.fetch_add(summary.lent, Ordering::Relaxed);
                 }
                 Err(why) => failures.lock().expect("no test thread panics").push(why),
             }
@@ -54,6 +56,8 @@ fn every_seed_of_every_scenario_keeps_the_rules() {
     // Two runs of three have several shards.
     let handed_over = handed_over.into_inner();
     assert!(handed_over > conversations as u64, "{handed_over} of {conversations} conversations");
+    // One of three has flows that are lent.
+    assert!(lent.into_inner() > 5 * (last - first), "flows are lent all the time");
     assert!(floods.into_inner() * 10 > last - first, "small writes are a flood now and then");
     assert!(stuck * 100 <= conversations, "{stuck} of {conversations} conversations were excused");
 }

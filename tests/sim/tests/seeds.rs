@@ -73,6 +73,14 @@ fn the_bytes_of_a_fuzzer_are_runs_too() {
 }
 
 #[test]
+fn what_the_fuzzer_starts_from_and_what_it_found_are_runs_without_a_fault() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/sequences");
+    let inputs = std::fs::read_dir(corpus).expect("the corpus").map(|entry| entry.expect("a file"));
+    let runs = inputs.map(|input| run_bytes(&std::fs::read(input.path()).expect("bytes"), false));
+    assert!(runs.flatten().count() > Scenario::ALL.len(), "the first inputs, and what was found");
+}
+
+#[test]
 fn a_seed_is_a_run() {
     let run = || run_seed(Scenario::Mixed, 1).map(|s| (s.inputs, s.bytes, s.lasted));
     let first = run().expect("the seed passes");

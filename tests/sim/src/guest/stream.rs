@@ -63,10 +63,10 @@ impl Stream {
         } else {
             self.run(env, socket)
         };
-        let has_seen_end = self.observe(env, socket);
+        let has_news = self.observe(env, socket);
         let patience = self.watch_silence(env, socket, spoke);
         let wake = super::earliest(wake, patience);
-        if has_seen_end { Some(env.now) } else { wake }
+        if has_news { Some(env.now) } else { wake }
     }
 
     /// Connects, or listens.
@@ -242,16 +242,16 @@ impl Stream {
         Some(until)
     }
 
-    /// Sees what has become of the connection. Whether the other end has just finished.
+    /// Sees what has become of the connection. Whether it has just come about, or the other end finished: the application has
+    /// another turn then, and there may be nothing else that wakes it.
     fn observe(&mut self, env: &mut Env, socket: &mut Socket<'_>) -> bool {
         let conversation = &mut env.conversations[self.conversation];
         let guest = &mut conversation.guest;
         let state = socket.state();
         let is_synchronized =
             !matches!(state, State::Closed | State::Listen | State::SynSent | State::SynReceived);
-        if is_synchronized && !guest.was_connected {
-            guest.was_connected = true;
-        }
+        let is_new = is_synchronized && !guest.was_connected;
+        guest.was_connected |= is_synchronized;
         let sees_end = !guest.saw_end && socket.recv(|_| (0, ())) == Err(RecvError::Finished);
         if sees_end {
             guest.saw_end = true;
@@ -259,7 +259,7 @@ impl Stream {
             assert_eq!(guest.read, conversation.host.written, "the end came too early");
         }
         if state != State::Closed {
-            return sees_end;
+            return is_new || sees_end;
         }
         let is_regular = guest.saw_end && guest.has_closed || guest.has_aborted;
         if !is_regular && !guest.saw_reset {

@@ -42,7 +42,9 @@ for target in "${targets[@]}"; do
     found=$(sed -n 's/.*Test unit written to \(.*\)$/\1/p' "$log" | tail -n 1)
     if [ -n "$found" ]; then
         found=${found#"$PWD/"}
-        echo "to reproduce: (cd fuzz && cargo fuzz run -s none --fuzz-dir . $target $found)"
+        # Where the log is all that is left of a machine, the input is in it.
+        echo "to reproduce: (cd fuzz && mkdir -p artifacts/$target && base64 -d >$found <<<$(base64 -w 0 "$found") &&" \
+            "cargo fuzz run -s none --fuzz-dir . $target $found)"
     fi
     summary+=("fuzz $target: FAILED (exit $code), ${runs:-?} runs")
 done

@@ -649,7 +649,7 @@ fn request(plan: &Plan, namespace: &Namespace, config: &Config) -> Request {
         loopback_up: namespace.loopback_up,
         adopt: namespace.adopt,
         offload: namespace.offload,
-        queues: namespace.workers.queues(),
+        queues: namespace.workers.owners,
         txqueuelen: TAP_QUEUE_PACKETS,
         tunnels: tunnels::devices(&plan.tunnels, namespace.offload),
         confine: sandbox::of_helper(plan.sandbox),

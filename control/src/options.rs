@@ -155,7 +155,7 @@ pub struct Options {
     pub dns_idle: Duration,
 
     /// How many threads translate, each with a queue of the device: 1 to 16, or half of the processors up to 4; with 2 or 3
-    /// processors a second one helps with several downloads
+    /// processors one, and a second one without a queue for some of several downloads
     #[arg(long, value_name = "auto|COUNT", default_value = "auto", value_parser = workers)]
     pub workers: Workers,
 

@@ -116,7 +116,7 @@ pub enum Link {
 }
 
 impl Link {
-    /// How many of its queues are those of workers that are lent flows.
+    /// How many workers are lent flows.
     pub fn borrowers(&self) -> u8 {
         match self {
             Self::Namespace(namespace) => namespace.workers.borrowers,
@@ -147,7 +147,7 @@ pub struct Namespace {
     pub adopt: bool,
     /// Whether the TAP takes over checksums and segmentation.
     pub offload: bool,
-    /// Threads that translate. Each has a queue of the TAP, which is why no other link has several.
+    /// Threads that translate. Each that owns flows has a queue of the TAP, which is why no other link has several.
     pub workers: Threads,
 }
 

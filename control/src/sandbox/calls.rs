@@ -157,7 +157,6 @@ const REQUESTS: Alternatives = &[
     &[is(1, libc::TIOCOUTQ as i32)],
     &[is(1, libc::FIONREAD as i32)],
     &[is(1, SIOCGIFINDEX)],
-    &[is(1, libc::TUNSETQUEUE as i32)],
 ];
 
 /// `linux/sockios.h`: the number of an interface.

@@ -295,6 +295,11 @@ impl Share {
     /// A shard that has the guest to itself.
     pub const WHOLE: Self = Self { own: ShardId::FIRST, shards: 1, homes: 1 };
 
+    /// Whether this one owns no flows, and has what is lent to it.
+    pub const fn is_borrower(&self) -> bool {
+        self.own.0 >= self.homes
+    }
+
     /// So many that all own flows; this is one of them.
     pub const fn among(shards: u8, own: ShardId) -> Self {
         Self { own, shards, homes: shards }
@@ -410,7 +415,7 @@ impl Config {
     /// The configuration of one among `shards`, of what is the whole guest's.
     pub fn shared_by(&self, share: Share) -> Self {
         let mut limits = self.limits.shared_by(share.homes);
-        if share.own.0 >= share.homes {
+        if share.is_borrower() {
             limits.flows = limits.flows.min(LENT_MAX);
             limits.sockets = limits.sockets.min(LENT_MAX);
         }

@@ -47,8 +47,6 @@ counters! {
     HandOversLost = "driver_hand_overs_lost",
     /// Flows that went to another shard, or back.
     FlowsLent = "driver_flows_lent",
-    /// Times that a queue of the TAP could not be attached or detached.
-    QueueErrors = "driver_queue_errors",
     /// Turns of the loop.
     Turns = "driver_turns",
     /// Waits that ended without going to sleep.

@@ -224,8 +224,7 @@ impl<B: Backend> Engine<B> {
     pub(crate) fn new(parts: Parts, mut backend: B) -> Result<Self, DriverError> {
         let Parts { shard, arena, tap, caps, outbound, namespace, busy_poll, lend_below, post } =
             parts;
-        let share = shard.config().share;
-        if share.own.0 < share.homes {
+        if !shard.config().share.is_borrower() {
             backend
                 .watch(tap.fd(), Token::Tap)
                 .map_err(DriverError::system("cannot wait for the link"))?;

@@ -65,10 +65,7 @@ impl Backend for Epoll {
         // The last close of a descriptor takes it out of the epoll set, and these are never duplicated.
     }
 
-    fn forget_shared(&mut self, fd: BorrowedFd<'_>, token: Token) {
-        if token == Token::Tap {
-            self.tap_is_ready = false;
-        }
+    fn forget_shared(&mut self, fd: BorrowedFd<'_>, _token: Token) {
         // The set knows it by its number and its file: another duplicate of the same number could not be watched (`EEXIST`).
         // Where there is no watch, nothing is lost.
         let _ = self.poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd()));

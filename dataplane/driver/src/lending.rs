@@ -2,9 +2,9 @@
 //!
 //! One thread serves small messages best: who has answered the client's question is awake for the server's answer. Several
 //! downloads at a time keep it busy all the time, though, while other cores are not, and what a flow's thread copies stays in
-//! its core's cache. So one shard owns all flows, and *lends* half of those in bulk to a second one ([`Shard::lend`]), with
-//! their sockets, until they are quiet (decision 16). The second one's queue of the device is attached only while it has
-//! something: the kernel gives the first frames of a flow to any queue.
+//! its core's cache. So one shard owns all flows and reads the link, and *lends* half of those in bulk to a second one
+//! ([`Shard::lend`]), with their sockets, until they are quiet (decision 16). The second one writes its frames to the link
+//! itself; what the guest says, which is acknowledgements, is handed over.
 //!
 //! [`Shard::lend`]: usernet_core::Shard::lend
 
@@ -27,7 +27,7 @@ const WINDOW: Duration = Duration::from_millis(4);
 /// How often those that were lent are looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// After so long without bulk they are looked at so rarely, and a queue without flows is detached.
+/// After so long without bulk they are looked at so rarely.
 const RARELY: Duration = Duration::from_secs(1);
 
 /// When a letter that found an inbox full is tried again.
@@ -80,10 +80,10 @@ impl<B: Backend> Engine<B> {
             self.send_surely(ShardId::FIRST, Letter::Ended { guest, remote });
         }
         self.send_unsent();
-        if share.own.0 < share.homes {
-            self.lend_some();
-        } else {
+        if share.is_borrower() {
             self.give_back();
+        } else {
+            self.lend_some();
         }
     }
 
@@ -121,15 +121,10 @@ impl<B: Backend> Engine<B> {
         if self.shard.in_bulk(self.now).next().is_some() {
             self.lending.bulk_at = self.now;
         }
-        if self.now.since(self.lending.bulk_at) < RARELY {
-            self.lending.look_at = Some(self.now + LOOK);
-        } else if self.table.in_use() > 0 {
-            // What is here has something that keeps it from going home.
-            self.lending.look_at = Some(self.now + RARELY);
-        } else {
-            self.lending.look_at = None;
-            self.detach_queue();
-        }
+        // What has not been in bulk for so long and is here still has something that keeps it from going home.
+        let often = self.now.since(self.lending.bulk_at) < RARELY;
+        let next = self.now + if often { LOOK } else { RARELY };
+        self.lending.look_at = (self.table.in_use() > 0).then_some(next);
     }
 
     fn lend(&mut self, socket: SocketId, to: ShardId) {
@@ -149,7 +144,10 @@ impl<B: Backend> Engine<B> {
     pub(crate) fn take_in(&mut self, flow: LentFlow, stream: Stream) {
         // Its id may be one whose `Close` waits to be run.
         self.run_ops();
-        self.attach_queue();
+        if self.shard.config().share.is_borrower() {
+            self.lending.bulk_at = self.now;
+            self.lending.look_at.get_or_insert(self.now + LOOK);
+        }
         let socket = self.shard.take_in(self.now, flow);
         match self.backend.watch(stream.fd(), Token::socket(socket)) {
             Ok(()) => self.table.insert(socket, Socket::Stream(stream)),
@@ -171,27 +169,6 @@ impl<B: Backend> Engine<B> {
                 self.lending.retry_at = Some(self.now + UNSENT);
                 return self.lending.unsent.push_front((to, letter));
             }
-        }
-    }
-
-    fn attach_queue(&mut self) {
-        let share = self.shard.config().share;
-        if share.own.0 < share.homes || self.lending.look_at.is_some() {
-            return;
-        }
-        self.lending.bulk_at = self.now;
-        self.lending.look_at = Some(self.now + LOOK);
-        let attached = self.tap.attach(true);
-        if attached.and_then(|()| self.backend.watch(self.tap.fd(), Token::Tap)).is_err() {
-            // All comes by its home then.
-            self.count(Counter::QueueErrors);
-        }
-    }
-
-    fn detach_queue(&mut self) {
-        self.backend.forget_shared(self.tap.fd(), Token::Tap);
-        if self.tap.attach(false).is_err() {
-            self.count(Counter::QueueErrors);
         }
     }
 }

@@ -65,12 +65,15 @@ impl Runtime {
     /// Probes the kernel and sets everything up; nothing is read from the TAP yet.
     pub fn new(setup: Setup) -> Result<(Self, Handle), DriverError> {
         let queues = setup.link.further.len() + 1;
-        let shards = u8::try_from(queues).map_err(|_| DriverError::Limits("too many workers"))?;
+        let homes = u8::try_from(queues).map_err(|_| DriverError::Limits("too many workers"))?;
         let choice = setup.backend;
-        let (parts, exit_fds) = parts(setup, shards)?;
+        if homes > 1 && setup.lend.borrowers > 0 {
+            return Err(DriverError::Limits("only one worker lends"));
+        }
+        let (parts, exit_fds) = parts(setup, homes)?;
         let (mailboxes, handle) = Mailbox::for_workers(parts[0].shard.config())
             .map_err(DriverError::system("cannot make an eventfd"))?;
-        let posts: Vec<_> = match shards {
+        let posts: Vec<_> = match parts.len() {
             1 => vec![None],
             _ => Post::among(mailboxes.iter().map(Mailbox::wake)).into_iter().map(Some).collect(),
         };
@@ -127,9 +130,9 @@ impl Worker {
         exit_fds: Vec<OwnedFd>,
         all: Handle,
     ) -> Result<Self, DriverError> {
-        let share = parts.shard.config().share;
-        // A ring takes locked memory, and reads ahead from a queue that is not attached.
-        let choice = if share.own.0 < share.homes { choice } else { BackendChoice::Epoll };
+        // A ring takes locked memory, and is for reading the link above all.
+        let is_borrower = parts.shard.config().share.is_borrower();
+        let choice = if is_borrower { BackendChoice::Epoll } else { choice };
         let engine = match ring(choice)? {
             Ok(ring) => {
                 parts.caps.io_uring = true;
@@ -188,7 +191,7 @@ fn ring(choice: BackendChoice) -> Result<Result<Uring, String>, DriverError> {
 }
 
 /// Everything but the backends and the ways between the shards.
-fn parts(setup: Setup, shards: u8) -> Result<(Vec<Parts>, Vec<OwnedFd>), DriverError> {
+fn parts(setup: Setup, homes: u8) -> Result<(Vec<Parts>, Vec<OwnedFd>), DriverError> {
     let Setup {
         backend: _,
         mut config,
@@ -202,10 +205,10 @@ fn parts(setup: Setup, shards: u8) -> Result<(Vec<Parts>, Vec<OwnedFd>), DriverE
         busy_poll,
     } = setup;
     let Link { fd, further, kind, offload } = link;
-    let homes = match shards.checked_sub(lend.borrowers) {
-        Some(homes @ 1..) if lend.borrowers == 0 || homes == 1 => homes,
-        _ => return Err(DriverError::Limits("one worker lends, and has a queue")),
-    };
+    let shards = homes.saturating_add(lend.borrowers);
+    // Who borrows writes where the others do, and reads nothing.
+    let lent = (0..lend.borrowers).map(|_| fd.try_clone()).collect::<io::Result<Vec<_>>>();
+    let lent = lent.map_err(DriverError::system("cannot duplicate the TAP's descriptor"))?;
     let caps = Caps::probe();
     if !caps.tcp_peek_offset {
         let in_flight = &mut config.limits.in_flight_bytes;
@@ -226,9 +229,6 @@ fn parts(setup: Setup, shards: u8) -> Result<(Vec<Parts>, Vec<OwnedFd>), DriverE
         let arena = Arena::new(config.limits.leases)?;
         let tap = Tap::new(queue, (kind, offload), &config, capture.clone())
             .map_err(DriverError::system("cannot make the TAP nonblocking"))?;
-        if own >= homes {
-            tap.attach(false).map_err(DriverError::system("cannot detach a queue of the TAP"))?;
-        }
         let namespace = namespace.clone().map(|sockets| Box::new(sockets) as _);
         Ok(Parts {
             shard: Shard::new(config, Arc::clone(&rules)),
@@ -242,7 +242,7 @@ fn parts(setup: Setup, shards: u8) -> Result<(Vec<Parts>, Vec<OwnedFd>), DriverE
             post: None,
         })
     };
-    let queues = std::iter::once(fd).chain(further);
+    let queues = std::iter::once(fd).chain(further).chain(lent);
     let parts = (0..shards).zip(queues).map(part).collect::<Result<_, DriverError>>()?;
     Ok((parts, exit_fds))
 }

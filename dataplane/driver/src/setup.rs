@@ -16,7 +16,7 @@ pub const BUSY_POLL: Duration = Duration::from_micros(50);
 /// Who is lent flows, and when (decision 16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lend {
-    /// The workers of so many of the link's queues, the last ones. Where there are any, one worker owns all flows.
+    /// So many workers beside that of the link's only queue, which owns all flows.
     pub borrowers: u8,
     /// When that one has waited less than this in 4 ms.
     pub below: Duration,
@@ -78,10 +78,10 @@ pub struct Link {
     pub offload: LinkOffload,
 }
 
-/// Threads that translate, each with a queue of the link.
+/// Threads that translate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Threads {
-    /// Those that own flows.
+    /// Those that own flows, each with a queue of the link.
     pub owners: u8,
     /// Those that are lent some. Only one owner lends.
     pub borrowers: u8,
@@ -90,11 +90,6 @@ pub struct Threads {
 impl Threads {
     /// One that does everything.
     pub const ONE: Self = Self { owners: 1, borrowers: 0 };
-
-    /// Queues that they need.
-    pub const fn queues(self) -> u8 {
-        self.owners + self.borrowers
-    }
 }
 
 /// What a [`Link`] is.

@@ -75,17 +75,6 @@ impl Tap {
         self.fd.as_fd()
     }
 
-    /// Attaches the queue to its device, or detaches it: what is in it then is lost (`TUNSETQUEUE`, linux/if_tun.h).
-    pub(crate) fn attach(&self, is_attached: bool) -> io::Result<()> {
-        // SAFETY: all-zero is a valid `ifreq`.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        let flags = if is_attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
-        request.ifr_ifru.ifru_flags = flags as i16;
-        // SAFETY: the request is valid for the call, which only reads it.
-        let done = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETQUEUE as _, &request) };
-        sys::check(done).map(drop)
-    }
-
     /// Where a read into `lease` has to put the virtio-net header, and how much may come.
     pub(crate) fn read_target(&self, arena: &Arena, lease: LeaseId) -> (*mut u8, usize) {
         let pointer = arena.start(lease).wrapping_sub(self.header_bytes);

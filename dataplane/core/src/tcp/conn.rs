@@ -164,6 +164,8 @@ pub(crate) struct Conn {
     pub(crate) is_bulk: bool,
     /// When it last did.
     pub(crate) bulk_at: Instant,
+    /// When the guest last sent something.
+    pub(crate) words_at: Instant,
     pub(crate) duplicate_acks: u8,
     /// While set, and until it is acknowledged, we send again what may be lost: in small steps.
     pub(crate) recover_until: Option<Seq>,
@@ -239,6 +241,7 @@ impl Conn {
             lingers: true,
             is_bulk: false,
             bulk_at: Instant::ZERO,
+            words_at: Instant::ZERO,
             duplicate_acks: 0,
             recover_until: None,
             timed: None,

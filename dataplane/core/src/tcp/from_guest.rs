@@ -167,6 +167,7 @@ impl Tcp {
             let conn = self.conn_mut(flow);
             conn.expected = conn.expected + len;
             conn.bytes_from_guest += u64::from(len);
+            conn.words_at = ctx.now;
             conn.flood.on_payload(len);
             conn.frame_bytes = smoothed(conn.frame_bytes, len.max(LEASE_BYTES_MIN));
             self.pull_ahead(ctx, flow);

@@ -17,7 +17,7 @@ use crate::ownership::Ownership;
 use crate::sockets::{Owner, Sockets};
 use crate::time::Instant;
 
-/// A flow that was not in bulk for so long is quiet.
+/// A flow that was not in bulk for so long is quiet, and so is one whose guest has sent something since.
 const QUIET: Duration = Duration::from_millis(100);
 
 /// A flow on its way from one shard to another.
@@ -51,7 +51,7 @@ impl Tcp {
         }
     }
 
-    /// Flows that have been sending in bulk to the guest a moment ago, and could go elsewhere now.
+    /// Flows that have been sending in bulk to the guest a moment ago, while that sent nothing, and could go elsewhere now.
     pub(crate) fn in_bulk(&self, now: Instant) -> impl Iterator<Item = SocketId> + '_ {
         self.portable().filter(move |conn| !is_quiet(conn, now)).filter_map(|conn| conn.socket)
     }
@@ -171,6 +171,7 @@ fn is_portable(conn: &Conn) -> bool {
         && !conn.flood.is_listed()
 }
 
+/// Whether it is not worth lending: what the guest sends would be copied to where it is lent.
 fn is_quiet(conn: &Conn, now: Instant) -> bool {
-    now.since(conn.bulk_at) >= QUIET
+    now.since(conn.bulk_at) >= QUIET || now.since(conn.words_at) < QUIET
 }

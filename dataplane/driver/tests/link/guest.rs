@@ -190,8 +190,8 @@ impl Guest {
     /// A guest that reaches the host's loopback through its gateway.
     pub(crate) fn start(options: &Options) -> Self {
         let namespace = Namespace::new();
-        let (is_offloaded, borrowers) = (options.is_offloaded, options.borrowers);
-        let link = namespace.run(move || tap("tap0", is_offloaded, borrowers)).expect("a TAP");
+        let is_offloaded = options.is_offloaded;
+        let link = namespace.run(move || tap("tap0", is_offloaded)).expect("a TAP");
         let link = if options.is_socket { through_socket(link) } else { link };
         let config = Config { mtu: options.mtu, seed: 1, ..Config::example() };
         let (net4, net6) = (config.net4.expect("IPv4"), config.net6.expect("IPv6"));
@@ -297,18 +297,8 @@ fn wait_for_address(address: Ipv6Addr) {
     panic!("{address} does not come up");
 }
 
-/// A TAP in the namespace of the calling thread, with so many queues more than one.
-fn tap(name: &str, is_offloaded: bool, further: u8) -> io::Result<Link> {
-    let kind = if further > 0 { libc::IFF_MULTI_QUEUE } else { 0 };
-    let mut link = take_over(queue(name, is_offloaded, kind)?)?;
-    assert_eq!(link.offload.tso, is_offloaded, "what it was opened for");
-    link.further = (0..further)
-        .map(|_| Ok(take_over(queue(name, is_offloaded, kind)?)?.fd))
-        .collect::<io::Result<_>>()?;
-    Ok(link)
-}
-
-fn queue(name: &str, is_offloaded: bool, kind: i32) -> io::Result<OwnedFd> {
+/// A TAP in the namespace of the calling thread.
+fn tap(name: &str, is_offloaded: bool) -> io::Result<Link> {
     // SAFETY: a constant path.
     let fd = unsafe { libc::open(c"/dev/net/tun".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
     check(fd)?;
@@ -320,10 +310,12 @@ fn queue(name: &str, is_offloaded: bool, kind: i32) -> io::Result<OwnedFd> {
         *to = from as _;
     }
     let vnet = if is_offloaded { libc::IFF_VNET_HDR } else { 0 };
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | vnet | kind) as _;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | vnet) as _;
     // SAFETY: the request is as the ioctl wants it.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
-    Ok(tap)
+    let link = take_over(tap)?;
+    assert_eq!(link.offload.tso, is_offloaded, "what it was opened for");
+    Ok(link)
 }
 
 fn check(result: i32) -> io::Result<()> {

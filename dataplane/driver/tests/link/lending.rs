@@ -139,7 +139,6 @@ fn several_downloads_are_lent_arrive_whole_and_come_back(options: &Options) {
         assert!(lent() >= before + 2, "which is counted, too");
         streams.iter_mut().try_for_each(ask).expect("answers");
     }
-    assert_eq!(counter(&guest, "driver_queue_errors"), 0);
     assert_eq!(guest.handle.flows().expect("running").len(), 4);
     drop(streams);
     assert!(becomes(|| guest.handle.status().expect("running").sockets_in_use == 0));

@@ -379,9 +379,13 @@ fn a_namespace_that_is_gone_or_none_or_somebody_elses_is_told() {
 #[test]
 fn two_daemons_on_one_tap_are_one_too_many() {
     for account in Account::each() {
+        // Of a device with several queues a single one cannot be had (`EINVAL`), which is told as if it were in use (`EBUSY`).
+        let other = Guest::new(&account);
+        let several = other.start("--workers 2");
+        assert_refused(&mut other.usernetd(""), 1, &["tap0 exists already", "--tap-name"]);
+        drop((several, other));
         let guest = Guest::new(&account);
-        // Of a device with several queues a single one cannot be had (`EINVAL`), which is told as if it were in use.
-        let daemon = guest.start("--workers 2");
+        let daemon = guest.start("");
         assert_refused(&mut guest.usernetd(""), 1, &["tap0 exists already", "--tap-name"]);
         assert!(daemon.client().status().is_ok());
         assert!(guest.devices().contains("tap0"));

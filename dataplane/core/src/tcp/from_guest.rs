@@ -2,6 +2,7 @@
 
 use super::conn::{FromGuest, State};
 use super::handshake::{Handshake, emit};
+use super::portions::{OWN_MAX, Portion};
 use super::segment::{ECE, Segment, SynOptions};
 use super::seq::Seq;
 use super::{Acks, Tcp, guest_may_send};
@@ -9,15 +10,11 @@ use crate::context::Context;
 use crate::counters::Counter;
 use crate::op::{LeaseId, Op, RESERVE_BYTES_MAX, Span};
 
-/// The window of a flow when buffers are scarce: one super-frame, so that it still makes progress.
-const WINDOW_MIN: u32 = 64 << 10;
 /// Spans in one gather write (`UIO_MAXIOV` is 1,024; more than this brings nothing).
 const SPANS_PER_SEND: usize = 64;
 /// Into how many shares the free leases are divided: as many as there are flows, within these bounds. Most flows are idle
 /// most of the time.
 const SHARES: (u32, u32) = (4, 64);
-/// Frames that a flow may always keep, however small they are.
-const LEASES_MIN: u32 = 4;
 /// What a lease is worth at least: smaller segments share one.
 const LEASE_BYTES_MIN: u32 = RESERVE_BYTES_MAX as u32 / 2;
 /// Frames kept ahead of a gap, per flow: many, because what is dropped behind a gap has to be sent again, and, from a
@@ -150,9 +147,7 @@ impl Tcp {
         if keeps_lease && self.joins_last(ctx, flow, accepted.span) {
             keeps_lease = false;
         } else if keeps_lease {
-            // What lies ahead of a gap does not count here: nothing but this segment can close the gap.
-            let (leases, bytes) = (self.conn(flow).kept.leases, self.conn(flow).kept.bytes);
-            if self.keeps_too_much(ctx, leases, bytes, 1) {
+            if self.keeps_too_much(flow) {
                 ctx.count(Counter::TcpKeptTooMuch);
                 self.acknowledge_now(flow);
                 return false;
@@ -210,8 +205,8 @@ impl Tcp {
         ctx.count(Counter::TcpOutOfOrder);
         // Half of the buffers stay with segments in order, or the flows' gaps would keep each other open.
         let (kept, ahead) = (self.conn(flow).kept, self.conn(flow).ahead);
-        let (leases, bytes) = (kept.leases + ahead.leases, kept.bytes + ahead.bytes);
-        let keeps_too_much = self.keeps_too_much(ctx, leases, bytes, 2);
+        let keeps = Portion { leases: kept.leases + ahead.leases, bytes: kept.bytes + ahead.bytes };
+        let keeps_too_much = keeps.fills(self.portions.half().without(self.in_use()));
         let Self { slots, kept, .. } = self;
         let super::Slot::Used(conn) = &mut slots[flow as usize] else { return false };
         let room = conn.edge.since(segment.seq);
@@ -260,19 +255,24 @@ impl Tcp {
         (len > 0 || fin).then_some(Accepted { span: Span { lease, start, len }, fin })
     }
 
-    /// What flows may still keep together: leases and bytes. `part`: of one over this of the limits.
-    fn free(&self, ctx: &Context<'_>, part: u32) -> (u32, u32) {
-        let limits = &ctx.config.limits;
-        let leases = (limits.leases_kept / part).saturating_sub(self.kept.in_use());
-        let bytes = (limits.kept_bytes / part).saturating_sub(self.kept.bytes());
-        (leases, bytes)
+    /// What flows keep together, in order and ahead of gaps.
+    fn in_use(&self) -> Portion {
+        Portion { leases: self.kept.in_use(), bytes: self.kept.bytes() }
     }
 
-    /// A flow may keep a share of what is still free, so that one slow host cannot take all of it.
-    fn keeps_too_much(&self, ctx: &Context<'_>, leases: u32, bytes: u32, part: u32) -> bool {
-        let free = self.free(ctx, part);
-        let is_over_share = leases > free.0 || bytes > free.1;
-        free.0 == 0 || free.1 == 0 || (leases >= LEASES_MIN && is_over_share)
+    /// What is free and nobody's own.
+    fn shared(&self) -> Portion {
+        self.portions.all.without(self.in_use()).without(self.portions.owned)
+    }
+
+    /// Whether a flow may keep no more in order: what lies ahead of a gap does not count, as nothing but such a segment can
+    /// close the gap. Of what is shared it may have as much as is still free, so that one slow host cannot take all of it.
+    fn keeps_too_much(&self, flow: u32) -> bool {
+        let conn = self.conn(flow);
+        let keeps = Portion { leases: conn.kept.leases, bytes: conn.kept.bytes };
+        // A host that has taken all so far will take this, too.
+        let own = if conn.sending_leases > 0 { self.portions.own } else { OWN_MAX };
+        self.in_use().fills(self.portions.all) || keeps.fills(own) && keeps.fills(self.shared())
     }
 
     /// The window that a flow is given now.
@@ -281,16 +281,17 @@ impl Tcp {
         self.conn(flow).flood.window().map_or(share, |window| window.min(share))
     }
 
-    /// The window that a flow may have now, and no more than its field can say. Leases are
-    /// few, so the share of those that are free counts with what one of this guest's holds: what is promised beyond that
-    /// would have to be dropped while the host is slow, at the window's end, where only a time-out finds a loss.
+    /// The window that a flow may have now, and no more than its field can say. Leases are few, so the share of those that
+    /// are free counts with what one of this guest's holds: what is promised beyond that would have to be dropped while the
+    /// host is slow, at the window's end, where only a time-out finds a loss.
     pub(super) fn share(&self, ctx: &Context<'_>, flow: u32) -> u32 {
-        let (leases, bytes) = self.free(ctx, 1);
+        let (own, shared) = (self.portions.own, self.shared());
+        let frame_bytes = self.conn(flow).frame_bytes;
         let shares = self.used.clamp(SHARES.0, SHARES.1);
-        let share = (leases / shares).saturating_mul(self.conn(flow).frame_bytes);
-        let share = share.min(bytes / shares);
+        let share = (shared.leases / shares).saturating_mul(frame_bytes).min(shared.bytes / shares);
+        let own = own.bytes.min(own.leases.saturating_mul(frame_bytes)).max(ctx.config.mtu.into());
         let field_max = u32::from(u16::MAX) << self.conn(flow).our_scale.unwrap_or(0);
-        share.clamp(WINDOW_MIN, ctx.config.limits.window_bytes.max(WINDOW_MIN)).min(field_max)
+        share.clamp(own, ctx.config.limits.window_bytes.max(own)).min(field_max)
     }
 
     /// End of turn: what is kept goes to the host socket; behind the last byte, the FIN.

@@ -28,6 +28,7 @@ mod handshake;
 mod kept;
 mod lent;
 mod patience;
+mod portions;
 mod sack;
 mod segment;
 mod seq;
@@ -58,6 +59,7 @@ use conn::{Conn, FromGuest, State, ToGuest};
 use flood::Floods;
 use kept::KeptSpans;
 use patience::Waiting;
+use portions::Portions;
 use segment::Segment;
 
 pub use lent::LentFlow;
@@ -77,6 +79,8 @@ pub(crate) struct Tcp {
     index: Index,
     hasher: Hasher,
     kept: KeptSpans,
+    /// Of what is kept.
+    portions: Portions,
     wheel: Wheel,
     /// Flows whose acknowledgement waits for an answer to take it along.
     waiting: Waiting,
@@ -120,6 +124,7 @@ impl Tcp {
             index: Index::new(config.limits.flows),
             hasher: hasher(config.seed),
             kept: KeptSpans::new(config.limits.leases),
+            portions: Portions::new(config),
             wheel: Wheel::new(config.limits.flows),
             waiting: Waiting::new(),
             floods: Floods::new(),
@@ -391,6 +396,7 @@ impl Tcp {
         conn.patience = self.waiting.patience();
         self.half_open += u32::from(is_half_open(conn.state));
         self.used += 1;
+        self.portions.divide(self.used);
         if let Some(flow) = self.free {
             let Slot::Free { next } = self.slots[flow as usize] else {
                 unreachable!("the free list holds free slots")
@@ -436,6 +442,7 @@ impl Tcp {
         self.half_open -= u32::from(is_half_open(conn.state));
         self.bulk -= u32::from(conn.is_bulk);
         self.used -= 1;
+        self.portions.divide(self.used);
     }
 
     fn set_state(&mut self, flow: u32, state: State) {

@@ -5,6 +5,7 @@ mod flood;
 mod lent;
 mod patience;
 mod sack;
+mod stuck;
 
 use alloc::vec;
 use alloc::vec::Vec;

@@ -142,7 +142,8 @@ fn the_window_opens_soon_when_nothing_comes_any_more() {
     for _ in 0..12 {
         writer.pass(INTERVAL);
     }
-    assert!(writer.room() > 1 << 20, "{} bytes of room", writer.room());
+    // The last step, to 1.2 MB, is less than half a window: the guest is told with what comes next.
+    assert!(writer.room() > 700 << 10, "{} bytes of room", writer.room());
     let acknowledged = writer.acknowledged;
     writer.pass(INTERVAL * 10);
     assert_eq!(writer.acknowledged, acknowledged, "it is over");

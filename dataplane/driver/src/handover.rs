@@ -4,7 +4,7 @@
 //!
 //! Each shard has an inbox: a channel without locks, and with a bound, that the other shards put letters in. A frame is copied into
 //! a buffer of the inbox and from there into a lease of its shard: two copies, which only the first frames of a flow pay
-//! for. The buffers come from two stores, because most of those frames are small. A store or a channel that is empty or
+//! for, and the acknowledgements of one that is lent. The buffers come from two stores, because most of those frames are small. A store or a channel that is empty or
 //! full is a lost frame, which is counted, as on any link.
 //!
 //! A shard that waits is woken by the eventfd of its mailbox, and only then: before it waits it says so, and looks

@@ -254,9 +254,6 @@ fn bound(conversations: &[Conversation], weather: &Weather) -> Duration {
     };
     if weather.is_perfect() && conversations.iter().all(is_eager) {
         Duration::from_secs(600)
-    } else if weather.is_short_of_leases {
-        // Where others' hosts stop reading there may be one for a flow. What smoltcp sends beyond it costs a time-out of 60 s.
-        Duration::from_secs(24 * 3600)
     } else {
         Duration::from_secs(3 * 3600)
     }
